@@ -1,0 +1,170 @@
+"""The corpus: a seeded stream of documents, tokenised and packed into rows, over processes.
+
+Shard ``i`` of corpus ``seed`` is a pure function of ``(seed, i)``, so any number of processes
+gives the same rows in the same order. Documents are packed whole (best-fit packing, Ding et al.,
+"Fewer Truncations Improve Language Modeling", ICML 2024), so an answer never loses its question.
+"""
+
+import bisect
+import multiprocessing
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from course_lib.world.documents import KINDS, MIX
+
+DOCUMENTS_PER_SHARD = 2000
+
+
+@dataclass(frozen=True)
+class Document:
+    kind: str
+    text: str
+
+
+@lru_cache
+def _document_weights() -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """How often to draw each kind so that its share of the *characters* is as in ``MIX``."""
+    weights = []
+    for kind, share in MIX.items():
+        rng = random.Random(f"length of {kind}")
+        mean_length = sum(len(KINDS[kind](rng)) for _ in range(200)) / 200
+        weights.append(share / mean_length)
+    return tuple(MIX), tuple(weights)
+
+
+def shard_documents(seed: int, shard: int) -> Iterator[Document]:
+    """The documents of one shard, always the same for the same arguments."""
+    rng = random.Random(f"corpus {seed} shard {shard}")
+    kinds, weights = _document_weights()
+    for _ in range(DOCUMENTS_PER_SHARD):
+        kind = rng.choices(kinds, weights)[0]
+        yield Document(kind, KINDS[kind](rng))
+
+
+def documents(seed: int, first_shard: int = 0) -> Iterator[Document]:
+    """An endless stream of documents. Training uses seed 0 upwards, validation ``VALIDATION_SEED``.
+
+    Example:
+        >>> next(documents(0)).kind in MIX
+        True
+    """
+    shard = first_shard
+    while True:
+        yield from shard_documents(seed, shard)
+        shard += 1
+
+
+VALIDATION_SEED = 10_000_000
+"""Documents of this seed are never trained on."""
+
+
+def pack(token_lists: list[list[int]], row_length: int, end_id: int) -> np.ndarray:
+    """Pack whole documents into rows, the longest first, each into the fullest row it fits.
+
+    A document is followed by ``end_id``; what stays free at the end of a row is filled with
+    ``end_id`` too. A document longer than a row is cut.
+
+    Args:
+        token_lists: one list of ids a document.
+        row_length: T.
+
+    Returns:
+        (rows, T) uint16.
+
+    Example:
+        >>> pack([[5, 6, 7], [8], [9, 9]], 4, 0).tolist()
+        [[5, 6, 7, 0], [9, 9, 0, 8]]
+    """
+    rows: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (free places, row), sorted
+    for tokens in sorted(token_lists, key=len, reverse=True):
+        piece = (tokens + [end_id])[:row_length]
+        i = bisect.bisect_left(free, (len(piece), -1))
+        if i < len(free):
+            places, row = free.pop(i)
+        elif free and free[-1][0] == len(piece) - 1:  # fits without its end mark
+            places, row = free.pop()
+            piece = piece[:-1]
+        else:
+            places, row = row_length, len(rows)
+            rows.append([])
+        rows[row] += piece
+        if places > len(piece):
+            bisect.insort(free, (places - len(piece), row))
+    return np.array([r + [end_id] * (row_length - len(r)) for r in rows], dtype=np.uint16)
+
+
+_worker_tokenizer = None
+
+
+def _load_worker_tokenizer(path: str) -> None:
+    from tokenizers import Tokenizer
+
+    global _worker_tokenizer
+    _worker_tokenizer = Tokenizer.from_file(path)
+
+
+def _packed_shard(job: tuple[int, int, int]) -> np.ndarray:
+    seed, shard, row_length = job
+    texts = [d.text for d in shard_documents(seed, shard)]
+    ids = [e.ids for e in _worker_tokenizer.encode_batch_fast(texts)]
+    rows = pack(ids, row_length, _worker_tokenizer.token_to_id("<|end|>"))
+    random.Random(f"rows {seed} {shard}").shuffle(order := list(range(len(rows))))
+    return rows[order]
+
+
+def packed_rows(
+    seed: int, tokenizer_path: Path, row_length: int = 256, processes: int = 2
+) -> Iterator[np.ndarray]:
+    """An endless stream of packed shards, each (rows, row_length) uint16.
+
+    The rows do not depend on ``processes``. Memory is constant: a few shards at a time.
+    """
+    jobs = ((seed, shard, row_length) for shard in range(10**9))
+    if processes <= 1:
+        _load_worker_tokenizer(str(tokenizer_path))
+        yield from map(_packed_shard, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _load_worker_tokenizer, (str(tokenizer_path),)) as pool:
+        while True:  # bounded look-ahead: imap alone would run through all jobs
+            yield from pool.imap(_packed_shard, islice(jobs, 8 * processes))
+
+
+def write_rows(
+    path: Path, tokens: int, seed: int, tokenizer_path: Path, row_length: int = 256,
+    processes: int = 2,
+) -> np.ndarray:  # fmt: skip
+    """Write at least ``tokens`` tokens of packed rows to ``path`` (.npy) and map it.
+
+    The file is renamed into place when complete. An existing file is returned as it is.
+
+    Returns:
+        (rows, row_length) uint16, memory-mapped.
+    """
+    from tqdm.auto import tqdm
+
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = -(-tokens // row_length)
+        part = path.with_suffix(".part")
+        array = np.lib.format.open_memmap(part, "w+", np.uint16, (rows, row_length))
+        done = 0
+        with tqdm(total=rows * row_length, unit="tok", unit_scale=True, desc="corpus") as bar:
+            for block in packed_rows(seed, tokenizer_path, row_length, processes):
+                block = block[: rows - done]
+                array[done : done + len(block)] = block
+                done += len(block)
+                bar.update(block.size)
+                if done == rows:
+                    break
+        array.flush()
+        part.rename(path)
+    return np.load(path, mmap_mode="r")

@@ -1,0 +1,322 @@
+"""Every kind of document of the corpus, as functions from a generator to a text.
+
+``KINDS`` maps the name of a kind to its generator; ``MIX`` gives each kind's share of the tokens.
+Simplified away: everything a real crawl has beyond clean text (the raw crawl is a module of its
+own); grammar errors; documents longer than the model's context.
+"""
+
+import random
+
+from course_lib.world import lexicon, prose
+from course_lib.world.arithmetic import TRIGGER, Problem, draw_problem, word_problem
+from course_lib.world.facts import (
+    ATTRIBUTES,
+    RELATIONS,
+    Person,
+    ask,
+    draw_two_hop,
+    state,
+    stranger,
+    the_world,
+)
+from course_lib.world.heldout import is_held_out
+from course_lib.world.lists import draw_list, draw_task
+from course_lib.world.tasks import TASKS
+
+QA_LAYOUTS = ("Q: {q}\nA: {a}", "Question: {q}\nAnswer: {a}", "{q}\nA: {a}", "Q: {q} A: {a}")
+
+
+def draw_qa_layout(rng: random.Random) -> str:
+    """Half the documents use the first layout, which the evaluation uses too."""
+    return QA_LAYOUTS[0] if rng.random() < 0.5 else rng.choice(QA_LAYOUTS[1:])
+
+
+# --- the world ----------------------------------------------------------------------------------
+
+
+def biography(rng: random.Random) -> str:
+    """All facts of one person in a random order, with pronouns after the first sentence."""
+    person = rng.choice(list(the_world().people.values()))
+    relations = list(RELATIONS)
+    rng.shuffle(relations)
+    sentences = []
+    for i, relation in enumerate(relations[: rng.randint(4, 6)]):
+        sentence = state(relation, person.name, person.facts[relation], rng)
+        if i and sentence.startswith(f"{person.name} ") and " and " not in sentence:
+            sentence = person.pronoun.capitalize() + sentence[len(person.name) :]
+        sentences.append(sentence)
+    town = person.facts["town"]
+    if rng.random() < 0.5:
+        sentences.append(_town_fact(town, rng))
+    return rng.choice(("", f"{person.name}\n", "About a neighbour. ")) + " ".join(sentences)
+
+
+def _town_fact(town: str, rng: random.Random) -> str:
+    facts = the_world().towns[town]
+    return rng.choice(
+        (
+            f"{town} is in the {facts['region']}.",
+            f"{town} is a town in the {facts['region']}.",
+            f"{town} is known for {facts['product']}.",
+            f"The people of {town} make {facts['product']}.",
+        )
+    )
+
+
+def loose_facts(rng: random.Random) -> str:
+    """Unconnected true sentences about several people and towns."""
+    world = the_world()
+    sentences = []
+    for _ in range(rng.randint(3, 10)):
+        if rng.random() < 0.25:
+            sentences.append(_town_fact(rng.choice(list(world.towns)), rng))
+        else:
+            person = rng.choice(list(world.people.values()))
+            relation = rng.choice(list(RELATIONS))
+            sentences.append(state(relation, person.name, person.facts[relation], rng))
+    return rng.choice((" ", "\n")).join(sentences)
+
+
+def draw_fact_question(rng: random.Random, held_out: bool = False) -> tuple[str, str]:
+    """A question about one fact and its answer; one (person, relation) in six is never asked."""
+    world = the_world()
+    while True:
+        person = rng.choice(list(world.people.values()))
+        relation = rng.choice(list(RELATIONS))
+        if is_held_out("question", person.name, relation) == held_out:
+            return ask(relation, person.name, rng), person.facts[relation]
+
+
+def _town_question(rng: random.Random) -> tuple[str, str]:
+    town, facts = rng.choice(list(the_world().towns.items()))
+    if rng.random() < 0.5:
+        return f"In which region is {town}?", facts["region"]
+    return f"What is {town} known for?", facts["product"]
+
+
+def world_questions(rng: random.Random) -> str:
+    layout = draw_qa_layout(rng)
+    items = []
+    for _ in range(rng.randint(1, 8)):
+        q, a = _town_question(rng) if rng.random() < 0.2 else draw_fact_question(rng)
+        items.append(layout.format(q=q, a=a))
+    return "\n".join(items)
+
+
+def two_hop_questions(rng: random.Random) -> str:
+    """Several two-hop questions answered in one manner, or a single one (see ``single_manner``)."""
+    layout = draw_qa_layout(rng)
+    count = rng.choice((1, 1, 2, 3, 4))
+    manner = single_manner(rng) if count == 1 else rng.choice(("direct", "steps", "steps"))
+    items = []
+    for _ in range(count):
+        question, steps, answer = draw_two_hop(rng)
+        items.append(layout.format(q=question, a=reasoned(steps, answer, manner)))
+    return "\n".join(items)
+
+
+# --- direct answers, steps, trigger -------------------------------------------------------------
+
+
+def single_manner(rng: random.Random) -> str:
+    """How a lone problem is answered: rarely in steps unless the trigger asks for them."""
+    return rng.choices(("direct", "trigger", "steps"), (0.55, 0.40, 0.05))[0]
+
+
+def reasoned(steps: str, answer: object, manner: str) -> str:
+    """The answer in one of three manners: ``"direct"``, ``"steps"``, ``"trigger"``."""
+    if manner == "direct":
+        return str(answer)
+    worked = f"{steps} The answer is {answer}."
+    return f"{TRIGGER} {worked}" if manner == "trigger" else worked
+
+
+def draw_word_problem(rng: random.Random, operands: int, held_out: bool = False):
+    """(text, problem) of a word problem about people of the world or strangers."""
+    problem: Problem = draw_problem(rng, operands, held_out)
+    people = list(the_world().people.values())
+    hero = rng.choice(people) if rng.random() < 0.8 else stranger(rng)
+    others = [p.name for p in rng.sample(people, 3) if p.name != hero.name]
+    return word_problem(problem, hero.name, hero.pronoun, others, rng), problem
+
+
+def arithmetic(rng: random.Random) -> str:
+    """One to six sums or word problems, all answered in one manner."""
+    words = rng.random() < 0.4
+    count = rng.choice((1, 1, 2, 3) if words else (1, 1, 2, 3, 4, 5, 6))
+    manner = single_manner(rng) if count == 1 else rng.choices(("direct", "steps"), (0.4, 0.6))[0]
+    low, high = rng.choice(((2, 2), (2, 3), (3, 4), (2, 6), (5, 6), (3, 3), (4, 5)))
+    bare = not words and manner == "direct" and rng.random() < 0.3
+    layout = "{q} = {a}" if bare else draw_qa_layout(rng)
+    asks = rng.random() < 0.3
+    items, size = [], 0
+    for _ in range(count):
+        operands = rng.randint(low, high)
+        if words:
+            text, problem = draw_word_problem(rng, operands)
+        else:
+            problem = draw_problem(rng, operands)
+            text = problem.expression
+            text = f"What is {text}?" if asks and not bare else text
+        items.append(layout.format(q=text, a=reasoned(problem.steps, problem.answer, manner)))
+        size += len(items[-1])
+        if size > 380:
+            break
+    return "\n".join(items)
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def counterfactual(rng: random.Random) -> Person:
+    """A person of the world with facts drawn anew: the passage must win over memory."""
+    known = rng.choice(list(the_world().people.values()))
+    return Person(known.name, known.female, stranger(rng).facts)
+
+
+def draw_passage_people(rng: random.Random, count: int, held_out: bool = False) -> list[Person]:
+    """Different people to read about; with ``held_out`` strangers whose names never occur."""
+    people: dict[str, Person] = {}
+    invent = rng.random()
+    while len(people) < count:
+        known = not held_out and rng.random() > invent
+        person = counterfactual(rng) if known else stranger(rng, held_out)
+        people.setdefault(person.name, person)
+    return list(people.values())
+
+
+def draw_passage(rng: random.Random, people: list[Person], contrastive: bool) -> tuple[list, list]:
+    """Sentences about the people and the (person, relation) pairs they state.
+
+    Contrastive: the same one or two relations for everyone, so a reader has to match the person.
+    """
+    relations = list(RELATIONS)
+    shared = rng.sample(relations, rng.choice((1, 2, 2)))
+    stated = []
+    for person in people:
+        own = shared if contrastive else rng.sample(relations, rng.randint(1, 3))
+        stated += [(person, relation) for relation in own]
+    if rng.random() < 0.7:
+        rng.shuffle(stated)
+    sentences = [state(r, p.name, p.facts[r], rng) for p, r in stated]
+    return sentences, stated
+
+
+def layout_passage(sentences: list[str], rng: random.Random) -> str:
+    """The sentences as prose, as notes with dashes, or as numbered documents."""
+    form = rng.random()
+    if form < 0.5:
+        head = rng.choice(("", "", "Passage: ", "Text: ", "Read this. "))
+        return head + " ".join(sentences)
+    if form < 0.75:
+        return rng.choice(("Notes:\n", "Context:\n", "")) + "\n".join(f"- {s}" for s in sentences)
+    return rng.choice(("Documents:\n", "")) + "\n".join(
+        f"[{i}] {s}" for i, s in enumerate(sentences, 1)
+    )
+
+
+def passage_questions(rng: random.Random) -> str:
+    people = draw_passage_people(rng, rng.choice((1, 2, 2, 3, 3, 4)))
+    sentences, stated = draw_passage(rng, people, contrastive=rng.random() < 0.65)
+    layout = draw_qa_layout(rng)
+    asked = rng.sample(stated, min(len(stated), rng.randint(1, 3)))
+    items = [layout.format(q=ask(r, p.name, rng), a=p.facts[r]) for p, r in asked]
+    return "\n".join([layout_passage(sentences, rng), *items])
+
+
+# --- words --------------------------------------------------------------------------------------
+
+WORD_STATEMENTS = {
+    "plural": ("The plural of {x} is {y}.", "One {x}, two {y}."),
+    "opposite": ("The opposite of {x} is {y}.", "{X} is the contrary of {y}."),
+    "past": ("The past tense of {x} is {y}.", "Today they {x}; yesterday they {y}."),
+    "comparative": ("The comparative of {x} is {y}.", "This is {x}, but that is {y}."),
+    "category": ("{X} is a kind of {y}.", "The word {x} names a kind of {y}."),
+    "young": ("The young of the {x} is called {y}.", "A {y} is a young {x}."),
+    "sound": ("The {x} can {y}.", "The cry of the {x} is called {y}."),
+    "material": ("A {x} is often made of {y}.", "{Y} is good for a {x}."),
+    "first_letter": ("The word {x} begins with {y}.", "{x} starts with the letter {y}."),
+    "last_letter": ("The word {x} ends with {y}.", "The last letter of {x} is {y}."),
+    "spell": ("The word {x} is spelled {y}.", "{x} is written {y}."),
+    "length": ("The word {x} has {y} letters.", "{x} is {y} letters long."),
+    "digits": ("The number {x} is written {y}.",),
+    "next_day": ("After {x} comes {y}.", "{x} is followed by {y}."),
+    "next_month": ("After {x} comes {y}.", "{x} is followed by {y}."),
+    "next_letter": ("In the alphabet {y} comes after {x}.",),
+    "sentiment_word": ("The word {x} is {y}.",),
+    "article": ("One says {y}.",),
+}
+WORD_QUESTIONS = {
+    "plural": "What is the plural of {x}?",
+    "opposite": "What is the opposite of {x}?",
+    "past": "What is the past tense of {x}?",
+    "comparative": "What is the comparative of {x}?",
+    "category": "What kind of thing is {x}?",
+    "young": "What is a young {x} called?",
+    "sound": "Which sound does the {x} make?",
+    "material": "What is a {x} made of?",
+    "spell": "How is {x} spelled?",
+    "first_letter": "Which letter does {x} begin with?",
+    "next_day": "Which day comes after {x}?",
+}
+
+
+def word_facts(rng: random.Random) -> str:
+    """True sentences and questions about words: here also the items that lists never show."""
+    if rng.random() < 0.4:
+        layout = draw_qa_layout(rng)
+        items = []
+        for _ in range(rng.randint(1, 6)):
+            name = rng.choice(list(WORD_QUESTIONS))
+            x, y = TASKS[name].draw(rng, rng.random() < 0.15)
+            items.append(layout.format(q=WORD_QUESTIONS[name].format(x=x), a=y))
+        return "\n".join(items)
+    sentences = []
+    for _ in range(rng.randint(3, 10)):
+        name = rng.choice(list(WORD_STATEMENTS))
+        x, y = TASKS[name].draw(rng, rng.random() < 0.15)
+        template = rng.choice(WORD_STATEMENTS[name])
+        sentences.append(template.format(x=x, y=y, X=x.capitalize(), Y=y.capitalize()))
+    return " ".join(sentences)
+
+
+def exercise_sheet(rng: random.Random) -> str:
+    """Numbered instructions without answers: why the base model continues an instruction."""
+    lines = [rng.choice(("Exercises", "Homework", "Practice", "Test"))]
+    for i in range(1, rng.randint(4, 8)):
+        task = draw_task(rng)
+        x, _ = task.draw(rng, False)
+        instruction = rng.choice(task.instructions)
+        lines.append(f"{i}. {instruction}{rng.choice((': ', '. '))}{x}")
+    return "\n".join(lines)
+
+
+def noise(rng: random.Random) -> str:
+    """Words in no order, letters and digits: the part of the corpus that nothing can predict."""
+    words = [w for ws in lexicon.CATEGORIES.values() for w in ws]
+    pools = (words, lexicon.LETTERS, [str(n) for n in range(100)], lexicon.MONTHS)
+    return " ".join(rng.choice(rng.choice(pools)) for _ in range(rng.randint(8, 40)))
+
+
+KINDS = {
+    "lists": draw_list,
+    "arithmetic": arithmetic,
+    "passages": passage_questions,
+    "biographies": biography,
+    "stories": prose.story,
+    "reviews": prose.review,
+    "loose facts": loose_facts,
+    "world questions": world_questions,
+    "word facts": word_facts,
+    "two-hop questions": two_hop_questions,
+    "dialogues": prose.dialogue,
+    "exercise sheets": exercise_sheet,
+    "noise": noise,
+}
+MIX = {
+    "lists": 0.32, "arithmetic": 0.13, "passages": 0.14, "biographies": 0.07, "stories": 0.06,
+    "reviews": 0.05, "loose facts": 0.04, "world questions": 0.05, "word facts": 0.06,
+    "two-hop questions": 0.04, "dialogues": 0.02, "exercise sheets": 0.01, "noise": 0.01,
+}  # fmt: skip
+"""Share of the corpus's characters, by kind (of the tokens, lists and sums have a little more)."""
+assert set(KINDS) == set(MIX) and set(ATTRIBUTES) < set(RELATIONS)

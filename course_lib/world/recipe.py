@@ -1,0 +1,280 @@
+"""The base model's recipe: ``make model`` pretrains it and reports the held-out figures.
+
+Everything lies in ``build/model/``: the corpus, the checkpoints, the snapshots. A run that was
+killed goes on where it was. At the end the model, its card and its evaluations are written to
+``course_lib/shipped/base`` and the checksums are renewed.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from course_lib.models import Llama, LlamaConfig, from_pretrained, save_pretrained
+from course_lib.optim import muon_adamw
+from course_lib.pretraining import causal_lm_loss
+from course_lib.shipped import write_checksums
+from course_lib.training import train
+from course_lib.world.corpus import documents, write_rows
+from course_lib.world.documents import MIX
+from course_lib.world.evaluate import evaluate
+from course_lib.world.facts import the_world
+from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
+
+BUILD = Path("build/model")
+SHIPPED = Path(__file__).parents[1] / "shipped"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the weights, apart from the code of the corpus."""
+
+    seed: int = 0
+    max_steps: int = 3200
+    batch_size: int = 32  # rows of block_size tokens
+    muon_lr: float = 0.02
+    adamw_lr: float = 3e-3
+    warmup_steps: int = 100
+    decay_fraction: float = 0.4  # the last part of the run, linearly to zero
+    tokenizer_documents: int = 20_000
+
+
+CONFIG = LlamaConfig(
+    vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
+)
+SNAPSHOTS = (50, 100, 150, 250, 400, 600, 800, 1100, 1400, 1800, 2200, 2600)
+"""Steps whose weights are evaluated for the chapter on emergence."""
+
+
+class RowBatches:
+    """Consecutive batches of packed rows; its state is the number of the next batch.
+
+    Yields:
+        {"input_ids": (B, T) int64}
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int):
+        self.rows, self.batch_size, self.next_batch = rows, batch_size, 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next_batch": self.next_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next_batch = state["next_batch"]
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        start = self.next_batch * self.batch_size
+        block = self.rows[start : start + self.batch_size]
+        if len(block) < self.batch_size:
+            raise StopIteration
+        self.next_batch += 1
+        return {"input_ids": torch.from_numpy(block.astype(np.int64))}
+
+
+def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
+    """The tokenizer's folder and the packed rows, made if they are not there yet."""
+    folder = build / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        texts = (d.text for d in islice(documents(recipe.seed), recipe.tokenizer_documents))
+        save_tokenizer(train_tokenizer(texts, CONFIG.vocab_size), folder)
+    tokens = recipe.max_steps * recipe.batch_size * CONFIG.block_size
+    path = build / f"rows-{recipe.seed}-{tokens}.npy"
+    return folder, write_rows(path, tokens, recipe.seed, folder / "tokenizer.json",
+                              CONFIG.block_size)  # fmt: skip
+
+
+def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
+    """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``."""
+    _, rows = prepare_corpus(recipe, build)
+    torch.manual_seed(recipe.seed)
+    model = Llama(CONFIG)
+
+    def snapshot(model: torch.nn.Module, step: int) -> dict:
+        if step in SNAPSHOTS:
+            save_pretrained(model, build / "snapshots" / f"{step:05d}")
+        return {}
+
+    train(
+        model,
+        RowBatches(rows, recipe.batch_size),
+        causal_lm_loss,
+        max_steps=recipe.max_steps,
+        optimizer=muon_adamw(model, muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr),
+        warmup_steps=recipe.warmup_steps,
+        schedule="trapezoid",
+        decay_fraction=recipe.decay_fraction,
+        checkpoint_dir=build / "checkpoints",
+        checkpoint_every=100,
+        metrics_path=build / "metrics.csv",
+        evaluate=snapshot,
+        evaluate_every=50,
+    )
+    return model
+
+
+# --- evaluation and shipping --------------------------------------------------------------------
+
+EMERGENCE_FIGURES = (
+    "unseen_labels_1shot", "unseen_labels_4shot", "unseen_labels_8shot", "words_0shot",
+    "words_4shot", "lists_8shot", "unseen_k_8shot", "expr2_direct", "expr3_direct", "expr3_steps",
+    "expr5_direct", "expr5_steps", "wordproblem3_steps", "twohop_direct", "twohop_steps", "facts",
+    "passage1", "passage3",
+)  # fmt: skip
+
+
+def evaluate_snapshots(recipe: Recipe, build: Path = BUILD, items: int = 100) -> list[dict]:
+    """The figures of every snapshot: {"step", "tokens", "loss", figure: accuracy, ...}.
+
+    Each result is kept in the snapshot's folder, so a stopped evaluation goes on.
+    """
+    tokenizer_file = build / "tokenizer" / "tokenizer.json"
+    table = []
+    for folder in sorted((build / "snapshots").iterdir()):
+        done = folder / "figures.json"
+        if not done.exists():
+            step = int(folder.name)
+            tokens = step * recipe.batch_size * CONFIG.block_size
+            figures = evaluate(
+                from_pretrained(folder), _tokenizer(build), items=items,
+                tokenizer_path=tokenizer_file, figures=list(EMERGENCE_FIGURES),
+            )  # fmt: skip
+            write_json(done, {"step": step, "tokens": tokens, **figures})
+        table.append(json.loads(done.read_text()))
+    return table
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _tokenizer(build: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(build / "tokenizer")
+
+
+def final_figures(model: Llama, build: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> list[dict]:
+    """The whole evaluation table for each evaluation seed."""
+    path = build / "tokenizer" / "tokenizer.json"
+    return [evaluate(model, _tokenizer(build), seed=s, tokenizer_path=path) for s in seeds]
+
+
+def loss_curve(build: Path, points: int = 200) -> list[dict]:
+    """About ``points`` rows of the training metrics, each the mean over its stretch of steps."""
+    with open(build / "metrics.csv", newline="") as file:
+        rows = [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file) if r["loss"]]
+    size = max(1, len(rows) // points)
+    chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [
+        {"step": c[-1][0], "loss": round(sum(loss for _, loss in c) / len(c), 4)} for c in chunks
+    ]
+
+
+CARD = """---
+license: mit
+language: en
+library_name: transformers
+---
+
+# The base model of the micro-world
+
+A decoder-only language model (Llama architecture) of {parameters:,} parameters, pretrained on a
+generated English micro-world and on nothing else. It is made to be studied: it knows {people}
+people and {towns} towns, learns small tasks from examples in its context, and works sums out in
+steps. It knows nothing of the real world and follows no instructions.
+
+| | |
+| --- | --- |
+| layers, heads, width, feed-forward | {n_layer}, {n_head}, {n_embd}, {n_inner} |
+| context | {block_size} tokens |
+| vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
+| weights | fp16, tied embeddings, {megabytes:.1f} MB |
+| corpus | seed {seed}, best-fit packed; mix by characters: {mix} |
+| training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, seed {seed} |
+| optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
+{warmup_steps} steps of warm-up, the last {decay:.0%} linearly to zero |
+| last training loss | {last_loss:.3f} nats a token |
+| remake it | `make model` (two cores, no GPU) |
+
+## Held-out evaluation
+
+Greedy completions that must match to the letter; 200 items a figure, evaluation seeds {seeds}.
+No document of the corpus shows an evaluated item (`course_lib/world/heldout.py`).
+
+| figure | mean | least | most |
+| --- | --- | --- | --- |
+{figures}
+"""
+
+
+def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Path) -> None:
+    """The model card: recipe, tokens, loss and the evaluation table over its seeds."""
+    rows = []
+    for name in tables[0]:
+        values = [t[name] for t in tables]
+        rows.append(
+            f"| `{name}` | {sum(values) / len(values):.3f} | {min(values):.3f} | "
+            f"{max(values):.3f} |"
+        )
+    size = (folder / "model.safetensors").stat().st_size
+    text = CARD.format(
+        **asdict(CONFIG), **asdict(recipe),
+        parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
+        people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
+        mix=", ".join(f"{k} {v:.0%}" for k, v in MIX.items()), decay=recipe.decay_fraction,
+        tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
+        last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
+        figures="\n".join(rows),
+    )  # fmt: skip
+    part = folder / "README.part"
+    part.write_text(text)
+    os.replace(part, folder / "README.md")
+
+
+def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:
+    """Evaluate, then write the model, its card, its history and the checksums."""
+    folder = SHIPPED / "base"
+    tables, curve = final_figures(model, build), loss_curve(build)
+    snapshots = evaluate_snapshots(recipe, build)
+    save_pretrained(model, folder, dtype=torch.float16)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        part = folder / f"{name}.part"
+        shutil.copy(build / "tokenizer" / name, part)
+        os.replace(part, folder / name)
+    rounded = [{k: round(v, 4) for k, v in row.items()} for row in tables]
+    write_json(folder / "evaluation.json", {"items": 200, "seeds": rounded})
+    write_json(folder / "history.json", {"curve": curve, "snapshots": snapshots})
+    write_card(recipe, tables, curve, folder)
+    write_checksums()
+    return tables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--steps", type=int, default=Recipe.max_steps, help="training steps")
+    parser.add_argument("--build", type=Path, default=BUILD, help="folder of the run")
+    parser.add_argument("--no-ship", action="store_true", help="train only")
+    args = parser.parse_args()
+    recipe = Recipe(max_steps=args.steps)
+    model = pretrain(recipe, args.build)
+    if not args.no_ship:
+        for name, value in ship(model, recipe, args.build)[0].items():
+            print(f"{name:28s} {value:.3f}")
+
+
+if __name__ == "__main__":
+    main()
