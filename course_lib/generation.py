@@ -1,0 +1,252 @@
+"""Sampling from a language model: a fast path with a key-value cache, and its slow reference.
+
+``generate`` and ``generate_reference`` draw the same tokens from the same generator; tests hold
+them together. Both take our models and any ``AutoModelForCausalLM``.
+Simplified away: beam search, repetition penalties, streaming.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """Set the logits of all but the likeliest tokens to -inf.
+
+    Args:
+        logits: (B, V), after the temperature.
+        top_k: keep the k likeliest (Fan et al., 2018); tokens tied with the k-th stay too.
+        top_p: keep the fewest tokens whose probabilities add up to at least p (Holtzman et al.,
+            2020); applied after ``top_k``.
+
+    Returns:
+        (B, V).
+    """
+    if top_k is not None and top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if top_p is not None and top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # mass of the likelier tokens
+        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+        logits = torch.empty_like(logits).scatter_(-1, order, ordered)
+    return logits
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    uniforms: Tensor | None = None,
+) -> Tensor:
+    """One token a row, by inverting the cumulative distribution (much faster than multinomial).
+
+    Args:
+        logits: (B, V).
+        temperature: divides the logits; 0 takes the likeliest token.
+        uniforms: (B,) numbers in [0, 1), one a row; not needed at temperature 0.
+
+    Returns:
+        (B,) token ids.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = filter_logits(logits.float() / temperature, top_k, top_p)
+    cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
+    threshold = uniforms[:, None] * cumulative[:, -1:]  # (B, 1): rounding leaves the sum near 1
+    token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return token.clamp(max=logits.shape[-1] - 1)
+
+
+def _block_size(model: nn.Module) -> int:
+    config = model.config
+    return getattr(config, "block_size", None) or config.max_position_embeddings
+
+
+def check_prompts(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, max_new_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The prompts padded on the left, and their mask.
+
+    Prompts padded on the right are shifted: the last prompt token must stand at the end.
+
+    Returns:
+        input_ids, attention_mask: (B, T).
+
+    Raises:
+        ValueError: an empty prompt, a prompt longer than the context leaves room for, ids outside
+            the vocabulary, a mask of another shape or with holes.
+    """
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise ValueError(
+            f"input_ids must be (B, T) with at least one token, got {tuple(input_ids.shape)}: an "
+            "empty prompt has nothing to continue. Start from the end-of-text token instead."
+        )
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids "
+            f"{tuple(input_ids.shape)}: give one mask entry for each token."
+        )
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= model.config.vocab_size:
+        raise ValueError(
+            f"input_ids span {low}..{high}, the vocabulary 0..{model.config.vocab_size - 1}: was "
+            "the text tokenised with this model's tokenizer?"
+        )
+    mask = attention_mask.bool()
+    if not mask.any(1).all():
+        row = int((~mask.any(1)).nonzero()[0])
+        raise ValueError(
+            f"Prompt {row} is empty: its attention_mask is all 0. Start from the end-of-text "
+            "token instead."
+        )
+    changes = (mask[:, 1:] != mask[:, :-1]).sum(1) + (~mask[:, :1]).sum(1) * 0
+    holes = (changes > 1) & ~(~mask[:, 0] & ~mask[:, -1] & (changes == 2))
+    if holes.any():
+        row = int(holes.nonzero()[0])
+        raise ValueError(f"attention_mask of prompt {row} has a hole: pad at the ends only.")
+    room, longest = _block_size(model) - max_new_tokens, int(mask.sum(1).max())
+    if longest > room:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens and {max_new_tokens} are to follow: "
+            f"{longest - room} more than the context of {_block_size(model)}. Shorten the prompt "
+            "or ask for fewer new tokens."
+        )
+    if not mask[:, -1].all():  # padded on the right: a stable sort puts the padding first
+        order = mask.int().argsort(dim=1, stable=True)
+        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+    return input_ids, mask.to(attention_mask.dtype)
+
+
+def _check_settings(max_new_tokens, temperature, top_k, top_p) -> None:
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative, got {temperature}; 0 is greedy.")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}; None keeps every token.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}; None keeps every token.")
+
+
+def _uniforms(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """(rows,) numbers in [0, 1) from the generator, on the model's device."""
+    source = generator.device if generator is not None else device
+    return torch.rand(rows, generator=generator, device=source).to(device)
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Continue prompts token by token, keeping keys and values of what was read.
+
+    Args:
+        model: follows transformers' calling convention.
+        input_ids: (B, T) prompts, padded at either end.
+        attention_mask: (B, T), 1 = keep; None = no padding.
+        max_new_tokens: how many tokens at most; fewer when every row has ended.
+        temperature: divides the logits; 0 is greedy.
+        top_k, top_p: see ``filter_logits``.
+        eos_token_id: ends a row; it is kept, and ``pad_token_id`` follows it.
+        pad_token_id: ``eos_token_id`` when None.
+        generator: draws one number a row and step, also for rows that have ended.
+
+    Returns:
+        (B, T + new): the prompts, padded on the left, and their continuations.
+
+    Raises:
+        ValueError: see ``check_prompts``; settings out of range.
+    """
+    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
+    B, T = ids.shape
+    padded = not bool(mask.all())
+    pad = eos_token_id if pad_token_id is None else pad_token_id
+    out = ids.new_empty(B, T + max_new_tokens)
+    out[:, :T] = ids
+    full_mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)
+    positions = (full_mask.cumsum(1) - 1).clamp(min=0)  # (B, T + max_new_tokens)
+    cache = model.new_cache(T + max_new_tokens) if hasattr(model, "new_cache") else None
+    rows = torch.arange(B, device=ids.device)  # the rows that are still being written
+    step_ids, start = ids, 0
+    for end in range(T, T + max_new_tokens):
+        result = model(
+            step_ids,
+            attention_mask=full_mask[rows, :end] if padded else None,
+            position_ids=positions[rows, start:end] if padded else positions[:1, start:end],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = result.past_key_values
+        uniforms = None if temperature == 0 else _uniforms(B, generator, ids.device)[rows]
+        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms)  # (rows,)
+        out[rows, end] = token
+        step_ids, start = token[:, None], end
+        if eos_token_id is not None:
+            rows, step_ids, cache = _drop_ended(rows, step_ids, cache, eos_token_id, out, end, pad)
+            if len(rows) == 0:
+                return out[:, : end + 1]
+    return out
+
+
+def _drop_ended(rows, step_ids, cache, eos_token_id: int, out: Tensor, end: int, pad: int):
+    """Stop computing rows that have ended; what is left of them is padding."""
+    going = step_ids[:, 0] != eos_token_id
+    if going.all():
+        return rows, step_ids, cache
+    out[rows[~going], end + 1 :] = pad
+    keep = going.nonzero().squeeze(1)
+    if len(keep) and hasattr(cache, "select"):
+        cache.select(keep)
+    elif len(keep):
+        cache.batch_select_indices(keep)  # transformers' caches
+    return rows[keep], step_ids[keep], cache
+
+
+@torch.no_grad()
+def generate_reference(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """``generate`` without a cache: reads the whole text again for every token. Slow and plain."""
+    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
+    pad = eos_token_id if pad_token_id is None else pad_token_id
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(max_new_tokens):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(ids, attention_mask=mask, position_ids=positions).logits[:, -1]
+        uniforms = None if temperature == 0 else _uniforms(len(ids), generator, ids.device)
+        token = sample(logits, temperature, top_k, top_p, uniforms)
+        if eos_token_id is not None:
+            token = token.masked_fill(ended, pad)
+            ended |= token == eos_token_id
+        ids = torch.cat([ids, token[:, None]], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+        if ended.all():
+            break
+    return ids
