@@ -16,6 +16,7 @@ from course_lib.models.layers import (
     RMSNorm,
     SwiGLU,
     causal_mask,
+    mask_bias,
     rotary_table,
 )
 
@@ -68,8 +69,9 @@ class LlamaBlock(nn.Module):
         self.attention_norm = RMSNorm(config.n_embd, config.norm_eps)
         self.feed_forward_norm = RMSNorm(config.n_embd, config.norm_eps)
 
-    def forward(self, x: Tensor, rotary, mask: Tensor | None, cache) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rotary, mask, cache)
+    def forward(self, x: Tensor, rotary, bias=None, cache=None) -> Tensor:
+        """x: (B, T, C) -> (B, T, C); the rest as in ``Attention.forward``."""
+        x = x + self.attention(self.attention_norm(x), rotary, bias, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -135,31 +137,34 @@ class Llama(nn.Module):
             cache = self.new_cache()
         past = cache.length if cache is not None else 0
         self._check(input_ids, attention_mask, position_ids, past)
-        B, T = input_ids.shape
-        if position_ids is None:
-            position_ids = torch.arange(past, past + T, device=input_ids.device)[None]  # (1, T)
-        rotary = (self.cos[position_ids][:, None], self.sin[position_ids][:, None])
-        mask = self._mask(attention_mask, T, past, input_ids.device)
         x = self.embed(input_ids)  # (B, T, C)
+        rotary = self._rotary(position_ids, past, T=x.shape[1])
+        bias = self._bias(attention_mask, past, x)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, mask, None if cache is None else (cache, layer))
+            x = block(x, rotary, bias, None if cache is None else (cache, layer))
         if cache is not None:
-            cache.advance(T)
+            cache.advance(x.shape[1])
         x = self.norm(x[:, -logits_to_keep:])
         weight = self.embed.weight if self.head is None else self.head.weight
         return DecoderOutput(F.linear(x, weight), cache)
 
-    def _mask(self, attention_mask: Tensor | None, T: int, past: int, device) -> Tensor | None:
-        """(B or 1, 1, T, S) bool, or None where the plain causal mask will do."""
-        S = past + T
-        if attention_mask is None:
-            return None if past == 0 or T == 1 else causal_mask(T, S, device)[None, None]
-        keep = attention_mask.bool()[:, None, None]  # (B, 1, 1, S)
-        if T == 1:
-            return keep
-        mask = causal_mask(T, S, device) & keep  # (B, 1, T, S)
-        # A padded query sees nothing; let it see itself, or its softmax would be 0/0.
-        return mask | torch.eye(T, S, dtype=torch.bool, device=device).roll(past, 1)
+    def _rotary(self, position_ids: Tensor | None, past: int, T: int) -> tuple[Tensor, Tensor]:
+        """Rows of the tables at the tokens' positions: (B, 1, T, D), or (T, D) shared by all."""
+        if position_ids is None:
+            return self.cos[past : past + T], self.sin[past : past + T]
+        return self.cos[position_ids][:, None], self.sin[position_ids][:, None]
+
+    def _bias(self, attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
+        """(B or 1, 1, T, S), or None where the plain causal mask will do."""
+        T = x.shape[1]
+        if attention_mask is None and (past == 0 or T == 1):
+            return None
+        mask = causal_mask(T, past + T, x.device)[None, None]  # (1, 1, T, S)
+        if attention_mask is not None:
+            mask = mask & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
+            # A padded query may see nothing, and its softmax would be 0/0: let it see itself.
+            mask[..., past:].diagonal(dim1=-2, dim2=-1).fill_(True)
+        return mask_bias(mask, x.dtype)
 
     def _check(self, input_ids, attention_mask, position_ids, past: int) -> None:
         if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -168,25 +173,28 @@ class Llama(nn.Module):
                 f"{tuple(input_ids.shape)}: an empty prompt has nothing to continue."
             )
         B, T = input_ids.shape
-        block_size = self.config.block_size
-        if position_ids is None and past + T > block_size:
-            raise ValueError(
-                f"{past + T} tokens are {past + T - block_size} more than the context of "
-                f"{block_size}: shorten the input."
-            )
-        if position_ids is not None and int(position_ids.max()) >= block_size:
-            raise ValueError(
-                f"position {int(position_ids.max())} lies outside the context of {block_size} "
-                "tokens: shorten the input."
-            )
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"input_ids span {low}..{high}, the vocabulary 0..{self.config.vocab_size - 1}: "
-                "was the text tokenised with this model's tokenizer?"
-            )
         if attention_mask is not None and attention_mask.shape != (B, past + T):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, expected "
                 f"{(B, past + T)}: one entry for each cached and each new token."
             )
+        last = past + T - 1
+        if T > 1 or past == 0:  # a single new token is the model's own: reading it costs time
+            check_ids(input_ids, self.config.vocab_size)
+            last = last if position_ids is None else int(position_ids.max())
+        if position_ids is None or T > 1 or past == 0:
+            if last >= self.config.block_size:
+                raise ValueError(
+                    f"The input reaches position {last}, {last + 1 - self.config.block_size} "
+                    f"beyond the context of {self.config.block_size} tokens: shorten it."
+                )
+
+
+def check_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """Raise a ValueError where a token id lies outside the vocabulary."""
+    low, high = (int(x) for x in input_ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"input_ids span {low}..{high}, the vocabulary 0..{vocab_size - 1}: was the text "
+            "tokenised with this model's tokenizer?"
+        )

@@ -30,28 +30,30 @@ def rotary_table(length: int, head_width: int, theta: float = 10000.0) -> tuple[
     product of a query at m and a key at n depends on m - n alone.
 
     Returns:
-        cos, sin: both (length, D).
+        cos, sin: both (length, D). The first half of ``sin`` has a minus, see ``rotate``.
 
     Raises:
         ValueError: an odd head width, whose channels do not pair up.
     """
     if head_width % 2:
         raise ValueError(f"Rotary positions need an even head width, got {head_width}.")
-    frequencies = theta ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
-    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies  # (length, D/2)
-    angles = torch.cat([angles, angles], dim=-1)  # (length, D)
-    return angles.cos(), angles.sin()
+    exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * (1.0 / theta**exponents)
+    cos, sin = angles.cos(), angles.sin()  # (length, D/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of x by their positions' angles.
+    """Turn the channel pairs of x: (a, b) becomes (a cos - b sin, b cos + a sin).
+
+    ``roll`` by half the width puts each channel's partner in its place; the minus of the first half
+    stands in ``sin``.
 
     Args:
         x: (B, H, T, D).
-        cos, sin: (B or 1, 1, T, D).
+        cos, sin: (B or 1, 1, T, D), rows of ``rotary_table``.
     """
-    low, high = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-high, low], dim=-1) * sin
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class KVCache:
@@ -114,30 +116,36 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    """softmax(q kᵀ / √D) v (Vaswani et al., 2017, eq. 1).
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores: 0 where the mask keeps, -inf where it hides."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+        ~mask, float("-inf")
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √D + bias) v (Vaswani et al., 2017, eq. 1).
 
     Args:
         q: (B, H, T, D).
         k, v: (B, H_kv, S, D); each key head serves H / H_kv query heads.
-        mask: (B or 1, 1, T, S) bool, True = keep; None = see everything.
-        is_causal: with ``mask=None`` and T = S, hide later keys.
+        bias: (B or 1, H or 1, T, S), -inf hides a key; None = the plain causal mask, for which T
+            must be S or 1.
 
     Returns:
         (B, H, T, D).
     """
     B, H, T, D = q.shape
-    if T > 1 or q.device.type != "cpu":
-        grouped = k.shape[1] != H
+    if T > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal and T > 1, enable_gqa=grouped
+            q, k, v, bias, is_causal=bias is None and T > 1, enable_gqa=k.shape[1] != H
         )
-    # One query a head: two plain products are about four times as fast as the masked kernel.
-    groups = q.view(B, k.shape[1], H // k.shape[1], D) * D**-0.5  # (B, H_kv, G, D)
-    scores = groups @ k.transpose(2, 3)  # (B, H_kv, G, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ v).view(B, H, T, D)
+    # One query a head: on a CPU two plain products are faster than the fused kernel.
+    grouped = q.view(B, -1, H // k.shape[1], D)  # (B, H_kv, H/H_kv, D)
+    scores = (grouped * D**-0.5) @ k.transpose(2, 3)  # (B, H_kv, H/H_kv, S)
+    if bias is not None:
+        scores = scores.view(B, H, 1, -1) + bias
+    return (scores.softmax(-1).view(B, k.shape[1], -1, k.shape[2]) @ v).view(B, H, 1, D)
 
 
 class Attention(nn.Module):
@@ -163,27 +171,27 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None = None,
+        bias: Tensor | None = None,
         cache: tuple[KVCache, int] | None = None,
     ) -> Tensor:
         """
         Args:
             x: (B, T, C).
             rotary: cos and sin of the new tokens' positions, (B or 1, 1, T, D).
-            mask: (B or 1, 1, T, S) bool; None = plain causal mask.
+            bias: see ``attend``; None = plain causal mask.
             cache: the cache and this layer's number in it.
 
         Returns:
             (B, T, C).
         """
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q = rotate(self.split(self.q(x), self.n_head), *rotary)  # (B, H, T, D)
         k = rotate(self.split(self.k(x), self.n_kv_head), *rotary)  # (B, H_kv, T, D)
         v = self.split(self.v(x), self.n_kv_head)
         if cache is not None:
             store, layer = cache
             k, v = store.append(layer, k, v)  # (B, H_kv, S, D)
-        heads = attend(q, k, v, mask, is_causal=mask is None)  # (B, H, T, D)
+        heads = attend(q, k, v, bias)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).reshape(B, T, self.n_head * self.head_width))
 
 

@@ -35,6 +35,7 @@ REQUIRED_VALUES = {
     "attention_dropout": (0, 0.0),
     "rope_scaling": (None,),
     "pretraining_tp": (1,),
+    "rope_interleaved": (False,),
 }
 """Fields that may be there only with one of these values."""
 WITHOUT_EFFECT = {
@@ -42,7 +43,7 @@ WITHOUT_EFFECT = {
     "initializer_range", "transformers_version", "use_cache", "head_dim", "rope_theta",
     "rope_parameters", "_name_or_path", "output_attentions", "output_hidden_states", "return_dict",
     "chunk_size_feed_forward", "id2label", "label2id", "is_encoder_decoder", "problem_type",
-    "_attn_implementation_autoset",
+    "_attn_implementation_autoset", "is_llama_config", "transformers.js_config",
 }  # fmt: skip
 """Fields that do not change the logits, or (head_dim, rope_*) are checked on their own."""
 LLAMA_NAMES = (
@@ -108,7 +109,12 @@ def config_from_transformers(fields: dict) -> LlamaConfig:
     return LlamaConfig(**values)
 
 
-def config_to_transformers(config: LlamaConfig, dtype: torch.dtype = torch.float32) -> dict:
+def config_to_transformers(
+    config: LlamaConfig,
+    dtype: torch.dtype = torch.float32,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> dict:
     """The content of a ``config.json`` that transformers reads as the same model."""
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -118,8 +124,8 @@ def config_to_transformers(config: LlamaConfig, dtype: torch.dtype = torch.float
         "mlp_bias": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "bos_token_id": None,
-        "eos_token_id": 0,
-        "pad_token_id": 1,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": pad_token_id,
         "dtype": str(dtype).removeprefix("torch."),
         **{theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()},
     }
@@ -150,12 +156,9 @@ def from_transformers(hf_model: nn.Module) -> Llama:
     Raises:
         ValueError: another architecture, or a config field that is not supported (named).
     """
-    fields = {k: v for k, v in hf_model.config.to_diff_dict().items()}
-    full = hf_model.config.to_dict()
-    fields |= {k: full[k] for k in (*LLAMA_FIELDS.values(), *REQUIRED_VALUES) if k in full}
-    fields["rope_parameters"] = full.get("rope_parameters")
     parameter = next(hf_model.parameters())
-    model = Llama(config_from_transformers(fields)).to(parameter.device, parameter.dtype)
+    config = config_from_transformers(hf_model.config.to_dict())
+    model = Llama(config).to(parameter.device, parameter.dtype).train(hf_model.training)
     return _load(model, hf_model.state_dict(), type(hf_model).__name__)
 
 
@@ -171,6 +174,18 @@ def to_transformers(model: Llama) -> nn.Module:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     hf_model.load_state_dict(weights)
     return hf_model.to(model.device, dtype).train(model.training)
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=["config.json", "model.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"There is no folder {hub_id}, and the hub gave no model of that name "
+            f"({type(error).__name__}: {error}). Check the name and the network."
+        ) from None
 
 
 def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
@@ -191,13 +206,7 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
                 f"There is no folder {folder}. Give a folder with config.json and "
                 "model.safetensors, or a hub id such as owner/name."
             )
-        from huggingface_hub import snapshot_download
-
-        folder = Path(
-            snapshot_download(
-                str(path_or_hub_id), allow_patterns=["config.json", "model.safetensors"]
-            )
-        )
+        folder = _download(str(path_or_hub_id))
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}: it does not hold a whole model.")
@@ -216,14 +225,19 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
 
 
 def save_pretrained(
-    model: Llama, folder: str | Path, dtype: torch.dtype | None = None
+    model: Llama,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` in transformers' format.
 
-    Each file is written beside its place and then renamed: a stop leaves the old one whole.
+    Both are written beside their places and then renamed: a stop leaves the old files whole.
 
     Args:
         dtype: of the stored weights; the model's own when None.
+        eos_token_id, pad_token_id: the tokenizer's, for transformers' own ``generate``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,9 +246,14 @@ def save_pretrained(
         _rename(name, to_ours=False): tensor.detach().to("cpu", dtype).contiguous()
         for name, tensor in model.state_dict().items()
     }
-    part = folder / "model.safetensors.part"
-    save_file(weights, part, metadata={"format": "pt"})
-    os.replace(part, folder / "model.safetensors")
-    part = folder / "config.json.part"
-    part.write_text(json.dumps(config_to_transformers(model.config, dtype), indent=2) + "\n")
-    os.replace(part, folder / "config.json")
+    fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
+    names = ("model.safetensors", "config.json")
+    parts = [folder / f"{name}.part" for name in names]
+    try:
+        save_file(weights, parts[0], metadata={"format": "pt"})
+        parts[1].write_text(json.dumps(fields, indent=2) + "\n")
+        for part, name in zip(parts, names, strict=True):
+            os.replace(part, folder / name)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)

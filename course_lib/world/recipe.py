@@ -249,7 +249,7 @@ def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:
     folder = SHIPPED / "base"
     tables, curve = final_figures(model, build), loss_curve(build)
     snapshots = evaluate_snapshots(recipe, build)
-    save_pretrained(model, folder, dtype=torch.float16)
+    save_pretrained(model, folder, dtype=torch.float16, eos_token_id=0, pad_token_id=1)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         part = folder / f"{name}.part"
         shutil.copy(build / "tokenizer" / name, part)

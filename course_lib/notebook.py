@@ -1,0 +1,16 @@
+"""What notebooks need beside the course itself: values that the prose quotes."""
+
+
+def glue(name: str, value: object) -> None:
+    """Keep a value under a name, so that the text can quote it as {glue:text}`name`.
+
+    Writes the output format of ``myst_nb.glue`` without needing the book's tools (Colab has none).
+
+    Args:
+        value: shown as ``str(value)``: round and format it first.
+    """
+    from IPython.display import display
+
+    mime = "application/papermill.record/text/plain"
+    display({mime: str(value)}, raw=True,
+            metadata={"scrapbook": {"mime_prefix": "application/papermill.record/", "name": name}})  # fmt: skip

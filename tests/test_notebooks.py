@@ -1,0 +1,131 @@
+"""Notebooks: pairs in step, budgets carded, few ignored outputs, numbers bound to the run."""
+
+import json
+import re
+
+import jupytext
+import nbformat
+import pytest
+import yaml
+from notebooks import (
+    BOOK,
+    CARD,
+    CEILING_MB,
+    CEILING_SECONDS,
+    ROOT,
+    claims_page,
+    in_sync,
+    install_address,
+    notebook_texts,
+)
+
+TEXTS = notebook_texts()
+by_name = pytest.mark.parametrize("text", TEXTS, ids=lambda t: t.stem)
+
+
+def pair_of(text):
+    return nbformat.read(text.with_suffix(".ipynb"), as_version=4)
+
+
+def test_there_are_notebooks_and_each_is_in_the_table_of_contents():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    files = {c["file"] for part in toc["parts"] for c in part["chapters"]}
+    assert TEXTS and {f"book/{t.stem}" for t in TEXTS} <= files
+
+
+@by_name
+def test_pairs_are_in_sync(text):
+    assert in_sync(text), f"{text.name} changed without its pair: run make notebooks"
+
+
+def test_a_changed_text_is_noticed(tmp_path):
+    """Control: the comparison fails for a changed source, a changed tag and a missing pair."""
+    text = TEXTS[0]
+    for old, new in (("\n```{code-cell}", "\nAnother sentence.\n\n```{code-cell}"), ("# ", "## ")):
+        copy = tmp_path / text.name
+        copy.write_text(text.read_text().replace(old, new, 1))
+        assert not in_sync(copy)
+        copy.with_suffix(".ipynb").write_text(text.with_suffix(".ipynb").read_text())
+        assert not in_sync(copy)
+        copy.with_suffix(".ipynb").unlink()
+
+
+@by_name
+def test_every_code_cell_was_run_in_order_without_error(text):
+    cells = [c for c in pair_of(text).cells if c.cell_type == "code"]
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    assert not [o for c in cells for o in c.outputs if o.output_type == "error"]
+    assert not [o for c in cells for o in c.outputs if o.get("name") == "stderr"]
+
+
+@by_name
+def test_few_outputs_are_ignored(text):
+    """A notebook most of whose outputs are not compared proves nothing."""
+    cells = [c for c in pair_of(text).cells if c.cell_type == "code" and c.outputs]
+    ignored = [c for c in cells if "nbval-ignore-output" in c.metadata.get("tags", [])]
+    assert len(cells) >= 5 and len(ignored) <= len(cells) / 4, (len(ignored), len(cells))
+    tags = {t for c in pair_of(text).cells for t in c.metadata.get("tags", [])}
+    assert not tags & {"nbval-skip", "raises-exception"}
+
+
+@by_name
+def test_the_first_code_cell_installs_the_package_from_the_one_address(text):
+    first = next(c for c in pair_of(text).cells if c.cell_type == "code")
+    assert "import course_lib" in first.source and "%pip install" in first.source
+    assert install_address() in first.source
+    assert re.findall(r"git\+https\S+", text.read_text()) == [f'"{install_address()}"'] or (
+        text.read_text().count("git+https") == 1
+    )
+
+
+@by_name
+def test_the_budget_card_is_filled_and_below_the_ceiling(text):
+    budget = pair_of(text).metadata["budget"]
+    card = CARD.search(text.read_text())[0]
+    seconds, megabytes = map(int, re.search(r"(\d+) s on .*? (\d+) MB", card).groups())
+    assert seconds >= budget["seconds"] and megabytes >= budget["peak_mb"]
+    assert budget["seconds"] <= CEILING_SECONDS and budget["peak_mb"] <= CEILING_MB
+
+
+@by_name
+def test_glued_numbers_exist(text):
+    """Every {glue:text} of the prose names a value that the run produced."""
+    notebook = pair_of(text)
+    glued = {
+        o.metadata["scrapbook"]["name"]
+        for c in notebook.cells if c.cell_type == "code"
+        for o in c.outputs if o.get("metadata", {}).get("scrapbook")
+    }  # fmt: skip
+    used = set(re.findall(r"\{glue:text\}`([^`:]+)", text.read_text()))
+    assert used and used <= glued, used - glued
+    assert glued <= used, f"glued and never used: {sorted(glued - used)}"
+
+
+@by_name
+def test_every_picture_has_alternative_text(text):
+    for cell in pair_of(text).cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            assert "image/png" not in data, "show figures with course_lib.plotting.show"
+            assert all(alt.strip() for alt in re.findall(r'<img alt="([^"]*)"',
+                                                         data.get("text/html", "")))  # fmt: skip
+
+
+@by_name
+def test_no_progress_bars_or_paths_in_the_outputs(text):
+    outputs = json.dumps([c.get("outputs", []) for c in pair_of(text).cells])
+    assert "it/s]" not in outputs and str(ROOT) not in outputs and "site-packages" not in outputs
+
+
+def test_the_page_of_claims_is_the_ledger():
+    assert (BOOK / "claims.md").read_text() == claims_page()
+    entries = json.loads((BOOK / "claims.json").read_text())
+    assert entries and all(e["holds"] for e in entries)
+    stated = "".join(t.read_text() for t in TEXTS)
+    for entry in entries:
+        assert entry["text"] in stated, f"no notebook states {entry['text']!r}: stale entry"
+
+
+def test_texts_are_myst_notebooks():
+    for text in TEXTS:
+        assert jupytext.read(text).metadata["kernelspec"]["name"] == "python3"
