@@ -5,6 +5,9 @@ them together. Both take our models and any ``AutoModelForCausalLM``.
 Simplified away: beam search, repetition penalties, streaming.
 """
 
+import inspect
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -54,14 +57,18 @@ def sample(
         return logits.argmax(-1)
     logits = filter_logits(logits.float() / temperature, top_k, top_p)
     cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
-    threshold = uniforms[:, None] * cumulative[:, -1:]  # (B, 1): rounding leaves the sum near 1
-    token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    return token.clamp(max=logits.shape[-1] - 1)
+    total = cumulative[:, -1:]  # (B, 1): rounding leaves it near 1, not at it
+    below = torch.nextafter(total, torch.zeros_like(total))
+    threshold = torch.minimum(uniforms[:, None] * total, below)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
 
 
-def _block_size(model: nn.Module) -> int:
-    config = model.config
-    return getattr(config, "block_size", None) or config.max_position_embeddings
+def _block_size(model: nn.Module) -> float:
+    """The longest sequence the model takes; infinite where its positions have no end (ALiBi)."""
+    for name in ("block_size", "max_position_embeddings"):
+        if getattr(model.config, name, None):
+            return getattr(model.config, name)
+    return math.inf
 
 
 def check_prompts(
@@ -72,53 +79,64 @@ def check_prompts(
     Prompts padded on the right are shifted: the last prompt token must stand at the end.
 
     Returns:
-        input_ids, attention_mask: (B, T).
+        input_ids, attention_mask: (B, T), the mask of dtype int64.
 
     Raises:
         ValueError: an empty prompt, a prompt longer than the context leaves room for, ids outside
             the vocabulary, a mask of another shape or with holes.
+
+    Example: the first prompt moves to the right.
+        >>> check_prompts(model, torch.tensor([[5, 6, 0], [7, 8, 9]]),
+        ...               torch.tensor([[1, 1, 0], [1, 1, 1]]), max_new_tokens=4)
+        (tensor([[0, 5, 6], [7, 8, 9]]), tensor([[0, 1, 1], [1, 1, 1]]))
     """
-    if input_ids.ndim != 2 or 0 in input_ids.shape:
+    if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
         raise ValueError(
-            f"input_ids must be (B, T) with at least one token, got {tuple(input_ids.shape)}: an "
-            "empty prompt has nothing to continue. Start from the end-of-text token instead."
+            f"input_ids must be integers of shape (B, T) with at least one token, got "
+            f"{tuple(input_ids.shape)} of {input_ids.dtype}: an empty prompt has nothing to "
+            "continue. Start from the end-of-text token instead."
         )
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    if attention_mask.shape != input_ids.shape:
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids "
+            f"attention_mask has shape {tuple(mask.shape)}, input_ids "
             f"{tuple(input_ids.shape)}: give one mask entry for each token."
         )
-    low, high = int(input_ids.min()), int(input_ids.max())
+    low, high = (int(x) for x in input_ids.aminmax())
     if low < 0 or high >= model.config.vocab_size:
         raise ValueError(
             f"input_ids span {low}..{high}, the vocabulary 0..{model.config.vocab_size - 1}: was "
             "the text tokenised with this model's tokenizer?"
         )
-    mask = attention_mask.bool()
-    if not mask.any(1).all():
-        row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(
-            f"Prompt {row} is empty: its attention_mask is all 0. Start from the end-of-text "
-            "token instead."
-        )
-    changes = (mask[:, 1:] != mask[:, :-1]).sum(1) + (~mask[:, :1]).sum(1) * 0
-    holes = (changes > 1) & ~(~mask[:, 0] & ~mask[:, -1] & (changes == 2))
-    if holes.any():
-        row = int(holes.nonzero()[0])
-        raise ValueError(f"attention_mask of prompt {row} has a hole: pad at the ends only.")
+    mask = _check_mask(mask.bool())
     room, longest = _block_size(model) - max_new_tokens, int(mask.sum(1).max())
     if longest > room:
         raise ValueError(
             f"The longest prompt has {longest} tokens and {max_new_tokens} are to follow: "
-            f"{longest - room} more than the context of {_block_size(model)}. Shorten the prompt "
-            "or ask for fewer new tokens."
+            f"{longest - room} too many for the context of {_block_size(model)}. Shorten the "
+            "prompt or ask for fewer new tokens."
         )
     if not mask[:, -1].all():  # padded on the right: a stable sort puts the padding first
         order = mask.int().argsort(dim=1, stable=True)
         input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-    return input_ids, mask.to(attention_mask.dtype)
+    return input_ids, mask.long()
+
+
+def _check_mask(mask: Tensor) -> Tensor:
+    """The mask (B, T), if every row is one run of kept tokens."""
+    starts = mask[:, :1].int().squeeze(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)  # (B,) runs
+    if (starts == 1).all():
+        return mask
+    row = int((starts != 1).nonzero()[0])
+    if starts[row] == 0:
+        raise ValueError(
+            f"Prompt {row} is empty: its attention_mask is all 0. Start from the end-of-text "
+            "token instead."
+        )
+    raise ValueError(
+        f"attention_mask of prompt {row} has a hole: a prompt must be one run of tokens. Pad at "
+        "the ends only."
+    )
 
 
 def _check_settings(max_new_tokens, temperature, top_k, top_p) -> None:
