@@ -26,7 +26,7 @@ def test_a_shard_does_not_depend_on_the_ones_before_it():
 
 def test_shares_of_the_characters_are_those_of_the_mix():
     size = Counter()
-    for d in islice(documents(1), 12_000):
+    for d in islice(documents(1), 60_000):
         size[d.kind] += len(d.text)
     total = sum(size.values())
     assert sum(MIX.values()) == pytest.approx(1.0)

@@ -33,8 +33,8 @@ def test_every_digit_is_its_own_token(tokenizer):
 
 
 def test_line_breaks_and_signs_stand_alone(tokenizer):
-    assert tokenizer.tokenize(" dog -> dogs.\n\n dog") == [
-        "Ġdog", "Ġ->", "Ġdogs", ".", "Ċ", "Ċ", "Ġdog",
+    assert tokenizer.tokenize(" dog -> hammer.\n\n dog") == [
+        "Ġdog", "Ġ->", "Ġhammer", ".", "Ċ", "Ċ", "Ġdog",
     ]  # fmt: skip
 
 

@@ -64,7 +64,9 @@ VALIDATION_SEED = 10_000_000
 """Documents of this seed are never trained on."""
 
 
-def pack(token_lists: list[list[int]], row_length: int, end_id: int) -> np.ndarray:
+def pack(
+    token_lists: list[list[int]], row_length: int, end_id: int, rng: random.Random | None = None
+) -> np.ndarray:
     """Pack whole documents into rows, the longest first, each into the fullest row it fits.
 
     A document is followed by ``end_id``; what stays free at the end of a row is filled with
@@ -73,6 +75,8 @@ def pack(token_lists: list[list[int]], row_length: int, end_id: int) -> np.ndarr
     Args:
         token_lists: one list of ids a document.
         row_length: T.
+        rng: shuffles the documents of each row, so that short ones begin rows too; by default the
+            longest comes first.
 
     Returns:
         (rows, T) uint16.
@@ -81,7 +85,7 @@ def pack(token_lists: list[list[int]], row_length: int, end_id: int) -> np.ndarr
         >>> pack([[5, 6, 7], [8], [9, 9]], 4, 0).tolist()
         [[5, 6, 7, 0], [9, 9, 0, 8]]
     """
-    rows: list[list[int]] = []
+    rows: list[list[list[int]]] = []  # the pieces of each row
     free: list[tuple[int, int]] = []  # (free places, row), sorted
     for tokens in sorted(token_lists, key=len, reverse=True):
         piece = (tokens + [end_id])[:row_length]
@@ -94,10 +98,17 @@ def pack(token_lists: list[list[int]], row_length: int, end_id: int) -> np.ndarr
         else:
             places, row = row_length, len(rows)
             rows.append([])
-        rows[row] += piece
+        rows[row].append(piece)
         if places > len(piece):
             bisect.insort(free, (places - len(piece), row))
-    return np.array([r + [end_id] * (row_length - len(r)) for r in rows], dtype=np.uint16)
+    array = np.full((len(rows), row_length), end_id, dtype=np.uint16)
+    for row, pieces in zip(array, rows, strict=True):
+        last = [] if pieces[-1][-1] == end_id else [pieces.pop()]  # without its end mark: stays last
+        if rng is not None:
+            rng.shuffle(pieces)
+        tokens = sum(pieces + last, [])
+        row[: len(tokens)] = tokens
+    return array
 
 
 _worker_tokenizer = None
@@ -114,8 +125,9 @@ def _packed_shard(job: tuple[int, int, int]) -> np.ndarray:
     seed, shard, row_length = job
     texts = [d.text for d in shard_documents(seed, shard)]
     ids = [e.ids for e in _worker_tokenizer.encode_batch_fast(texts)]
-    rows = pack(ids, row_length, _worker_tokenizer.token_to_id("<|end|>"))
-    random.Random(f"rows {seed} {shard}").shuffle(order := list(range(len(rows))))
+    rng = random.Random(f"rows {seed} {shard}")
+    rows = pack(ids, row_length, _worker_tokenizer.token_to_id("<|end|>"), rng)
+    rng.shuffle(order := list(range(len(rows))))
     return rows[order]
 
 

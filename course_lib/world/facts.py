@@ -85,7 +85,7 @@ RELATIONS: dict[str, Relation] = {
         ),
         Relation(
             "friend",
-            ("{n}'s best friend is {v}.", "{n} and {v} are best friends.",
+            ("{n}'s best friend is {v}.", "{n} names {v} as the best friend.",
              "The best friend of {n} is {v}."),
             ("Who is {n}'s best friend?", "What is the name of {n}'s best friend?"),
             (),

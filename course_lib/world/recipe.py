@@ -37,7 +37,7 @@ class Recipe:
     """What decides the weights, apart from the code of the corpus."""
 
     seed: int = 0
-    max_steps: int = 10_000
+    max_steps: int = 14_000
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
@@ -49,7 +49,7 @@ class Recipe:
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000, 9000)
+SNAPSHOTS = (100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000, 10000, 12000)
 """Steps whose weights are evaluated for the chapter on emergence."""
 
 
