@@ -5,7 +5,6 @@ them together. Both take our models and any ``AutoModelForCausalLM``.
 Simplified away: beam search, repetition penalties, streaming.
 """
 
-import inspect
 import math
 
 import torch

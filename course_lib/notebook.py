@@ -12,5 +12,5 @@ def glue(name: str, value: object) -> None:
     from IPython.display import display
 
     mime = "application/papermill.record/text/plain"
-    display({mime: str(value)}, raw=True,
-            metadata={"scrapbook": {"mime_prefix": "application/papermill.record/", "name": name}})  # fmt: skip
+    scrapbook = {"mime_prefix": "application/papermill.record/", "name": name}
+    display({mime: str(value)}, raw=True, metadata={"scrapbook": scrapbook})

@@ -4,7 +4,6 @@ Simplified away: the loss of packed rows runs over document borders too (the mod
 ``<|end|>`` between them).
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -64,7 +64,7 @@ def test_packing_keeps_every_document_whole(docs, row_length):
 
 
 def test_packing_wastes_little():
-    """Real documents leave under 1 % of the places free (Ding et al., 2024, report about 0.01 %)."""
+    """Documents leave under 1 % of the places free (Ding et al., 2024, report about 0.01 %)."""
     lengths = [max(1, len(d.text) // 3) for d in islice(documents(0), 2000)]
     rows = pack([[1] * n for n in lengths], 256, end_id=0)
     used = sum(min(n + 1, 256) for n in lengths)

@@ -91,7 +91,8 @@ def test_held_out_people_are_never_asked_about_in_two_hops(corpus):
     held = {n for n in the_world().names if is_held_out("person", n)}
     text = "\n".join(d.text for d in corpus if d.kind == "two-hop questions")
     asked = set(re.findall(r"(\w+)'s best friend(?:'s| like| live| work| do| have| keep)", text))
-    hops = set(re.findall(r"A(?:nswer)?: (?:Let's think step by step\. )?(\w+)'s best friend", text))
+    answer = r"A(?:nswer)?: (?:Let's think step by step\. )?(\w+)'s best friend"
+    hops = set(re.findall(answer, text))
     assert 10 < len(held) < 40 and len(asked) > 50
     assert not held & hops
     assert not held & set(re.findall(r"(?:region|country) (?:does|do) (\w+) live", text))

@@ -182,12 +182,13 @@ class Llama(nn.Module):
         if T > 1 or past == 0:  # a single new token is the model's own: reading it costs time
             check_ids(input_ids, self.config.vocab_size)
             last = last if position_ids is None else int(position_ids.max())
-        if position_ids is None or T > 1 or past == 0:
-            if last >= self.config.block_size:
-                raise ValueError(
-                    f"The input reaches position {last}, {last + 1 - self.config.block_size} "
-                    f"beyond the context of {self.config.block_size} tokens: shorten it."
-                )
+        elif position_ids is not None:
+            return
+        if last >= self.config.block_size:
+            raise ValueError(
+                f"The input reaches position {last}, {last + 1 - self.config.block_size} "
+                f"beyond the context of {self.config.block_size} tokens: shorten it."
+            )
 
 
 def check_ids(input_ids: Tensor, vocab_size: int) -> None:

@@ -15,7 +15,7 @@ import torch
 HERE = Path(__file__).parent
 STAGES = ("base", "instruct", "preference", "reasoning")
 CHECKSUMS = HERE / "checksums.json"
-REINSTALL = "Install the package again (pip install --force-reinstall course_lib) or run make model."
+REINSTALL = "Install it again (pip install --force-reinstall course_lib) or run make model."
 
 
 def _sha256(path: Path) -> str:

@@ -103,7 +103,7 @@ def pack(
             bisect.insort(free, (places - len(piece), row))
     array = np.full((len(rows), row_length), end_id, dtype=np.uint16)
     for row, pieces in zip(array, rows, strict=True):
-        last = [] if pieces[-1][-1] == end_id else [pieces.pop()]  # without its end mark: stays last
+        last = [] if pieces[-1][-1] == end_id else [pieces.pop()]  # no end mark: stays last
         if rng is not None:
             rng.shuffle(pieces)
         tokens = sum(pieces + last, [])

@@ -296,8 +296,10 @@ def validation_loss(model, tokenizer_path, seed: int = 0, rows: int = 128) -> fl
     return torch.stack(total).mean().item()
 
 
-def evaluate(model, tokenizer, *, seed: int = 0, items: int = 200, tokenizer_path=None,
-             figures: list[str] | None = None, progress: bool = True) -> dict[str, float]:  # fmt: skip
+def evaluate(
+    model, tokenizer, *, seed: int = 0, items: int = 200, tokenizer_path=None,
+    figures: list[str] | None = None, progress: bool = True,
+) -> dict[str, float]:  # fmt: skip
     """The evaluation table: accuracies in 0..1, and ``loss`` if ``tokenizer_path`` is given.
 
     Args:

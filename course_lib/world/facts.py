@@ -52,7 +52,8 @@ RELATIONS: dict[str, Relation] = {
         Relation(
             "town",
             ("{n} lives in {v}.", "{n}'s home is in {v}.", "{v} is the town where {n} lives."),
-            ("Where does {n} live?", "Which town does {n} live in?", "In which town is {n}'s home?"),
+            ("Where does {n} live?", "Which town does {n} live in?",
+             "In which town is {n}'s home?"),
             tuple(lexicon.TOWNS),
         ),
         Relation(

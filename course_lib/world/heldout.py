@@ -18,7 +18,7 @@ SHARES = {
 """Kind of item -> n, for one in n held out."""
 
 HELD_OUT_COMPOSITIONS = frozenset({("first", "past"), ("last", "plural"), ("second", "opposite")})
-"""(select, transform) pairs that no training list shows; their parts occur alone and with others."""
+"""(select, transform) pairs that no training list shows; their parts occur alone and in others."""
 HELD_OUT_RELATION_PAIRS = frozenset({("friend", "colour")})
 """Pairs of relations that no training two-hop question joins."""
 

@@ -49,7 +49,8 @@ class Recipe:
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000, 10000, 12000)
+SNAPSHOTS = (100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000,
+             10_000, 12_000)  # fmt: skip
 """Steps whose weights are evaluated for the chapter on emergence."""
 
 
@@ -203,7 +204,8 @@ steps. It knows nothing of the real world and follows no instructions.
 | vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
 | weights | fp16, tied embeddings, {megabytes:.1f} MB |
 | corpus | seed {seed}, best-fit packed; mix by characters: {mix} |
-| training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, seed {seed} |
+| training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, \
+seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
 {warmup_steps} steps of warm-up, the last {decay:.0%} linearly to zero |
 | last training loss | {last_loss:.3f} nats a token |
