@@ -4,7 +4,7 @@ Llama (Touvron et al., 2023): RMSNorm before each sublayer, rotary positions, Sw
 Simplified away: dropout, biases, rotary scaling for contexts longer than the trained one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,10 @@ class LlamaConfig:
     tie_embeddings: bool = True  # one matrix embeds tokens and scores them (Press and Wolf, 2017)
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{field.name}={value!r} must be a whole number of at least 1.")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: every head "
@@ -86,12 +90,13 @@ class Llama(nn.Module):
     def __init__(self, config: LlamaConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layer))
-        self.norm = RMSNorm(config.n_embd, config.norm_eps)
         self.head = None
-        if not config.tie_embeddings:
-            self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        with torch.random.fork_rng(devices=[]):  # torch draws weights that are replaced below
+            self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+            self.blocks = nn.ModuleList(LlamaBlock(config) for _ in range(config.n_layer))
+            self.norm = RMSNorm(config.n_embd, config.norm_eps)
+            if not config.tie_embeddings:
+                self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         cos, sin = rotary_table(
             config.block_size, config.n_embd // config.n_head, config.rope_theta
         )
@@ -123,14 +128,14 @@ class Llama(nn.Module):
         Args:
             input_ids: (B, T) ids in 0..vocab_size-1.
             attention_mask: (B, S), 1 = keep, S = cached + T; None = no padding.
-            position_ids: (B, T); by default counted from the number of cached tokens on.
+            position_ids: (B, T) or (1, T); by default counted from the number of cached tokens on.
             past_key_values: the cache of the tokens before these.
             use_cache: return a cache that holds these tokens too.
             logits_to_keep: score only this many last positions; 0 = all.
 
         Raises:
-            ValueError: empty or too long input, ids outside the vocabulary, a mask of another
-                shape.
+            ValueError: empty or too long input, ids outside the vocabulary, a mask or positions of
+                another shape.
         """
         cache = past_key_values
         if cache is None and use_cache:
@@ -177,6 +182,11 @@ class Llama(nn.Module):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, expected "
                 f"{(B, past + T)}: one entry for each cached and each new token."
+            )
+        if position_ids is not None and position_ids.shape not in ((B, T), (1, T)):
+            raise ValueError(
+                f"position_ids has shape {tuple(position_ids.shape)}, expected {(B, T)} or "
+                f"{(1, T)}: one position for each new token."
             )
         last = past + T - 1
         if T > 1 or past == 0:  # a single new token is the model's own: reading it costs time

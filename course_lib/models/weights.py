@@ -131,6 +131,12 @@ def config_to_transformers(
     }
 
 
+def _unfilled(config: LlamaConfig) -> Llama:
+    """A model whose weights are about to be replaced: it must not use up random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        return Llama(config)
+
+
 def _load(model: Llama, weights: dict[str, Tensor], source: str) -> Llama:
     """Copy transformers-named weights into the model, every one of them and no other."""
     ours = {_rename(name, to_ours=True): tensor for name, tensor in weights.items()}
@@ -158,7 +164,7 @@ def from_transformers(hf_model: nn.Module) -> Llama:
     """
     parameter = next(hf_model.parameters())
     config = config_from_transformers(hf_model.config.to_dict())
-    model = Llama(config).to(parameter.device, parameter.dtype).train(hf_model.training)
+    model = _unfilled(config).to(parameter.device, parameter.dtype).train(hf_model.training)
     return _load(model, hf_model.state_dict(), type(hf_model).__name__)
 
 
@@ -168,12 +174,16 @@ def to_transformers(model: Llama) -> nn.Module:
     from transformers import LlamaForCausalLM
 
     dtype = model.embed.weight.dtype
-    hf_model = LlamaForCausalLM(HFConfig(**config_to_transformers(model.config, dtype)))
+    config = HFConfig(**config_to_transformers(model.config, dtype))
+    with torch.random.fork_rng(devices=[]):
+        hf_model = LlamaForCausalLM(config)
+    for parameter in hf_model.parameters():  # .to(dtype) would round the rotary frequencies too
+        parameter.data = parameter.data.to(dtype)
     weights = {_rename(n, to_ours=False): t for n, t in model.state_dict().items()}
     if model.head is None:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     hf_model.load_state_dict(weights)
-    return hf_model.to(model.device, dtype).train(model.training)
+    return hf_model.to(model.device).train(model.training)
 
 
 def _download(hub_id: str) -> Path:
@@ -211,16 +221,18 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}: it does not hold a whole model.")
     try:
-        fields = json.loads((folder / "config.json").read_text())
-    except json.JSONDecodeError as error:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, or not JSON
         raise ValueError(f"{folder}/config.json is not JSON ({error}): fetch it again.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{folder}/config.json holds no fields: fetch it again.")
     try:
         weights = load_file(folder / "model.safetensors")
     except SafetensorError as error:
         raise ValueError(
             f"{folder}/model.safetensors is truncated or corrupted ({error}): fetch it again."
         ) from None
-    model = Llama(config_from_transformers(fields)).to(dtype)
+    model = _unfilled(config_from_transformers(fields)).to(dtype)
     return _load(model, weights, str(folder / "model.safetensors")).eval()
 
 
