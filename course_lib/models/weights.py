@@ -100,13 +100,13 @@ def config_from_transformers(fields: dict) -> LlamaConfig:
     values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     if missing := [LLAMA_FIELDS[k] for k, v in values.items() if v is None]:
         raise ValueError(f"config.json lacks the fields {missing}: is it a Llama model's?")
-    head_dim = fields.get("head_dim")
-    if head_dim not in (None, values["n_embd"] // values["n_head"]):
+    config, head_dim = LlamaConfig(**values), fields.get("head_dim")
+    if head_dim not in (None, config.n_embd // config.n_head):
         raise ValueError(
             f"config field head_dim={head_dim} is not supported: heads here share the "
-            f"{values['n_embd']} channels equally."
+            f"{config.n_embd} channels equally."
         )
-    return LlamaConfig(**values)
+    return config
 
 
 def config_to_transformers(
