@@ -95,8 +95,28 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
                               CONFIG.block_size)  # fmt: skip
 
 
+def _keep_to_the_recipe(recipe: Recipe, build: Path) -> None:
+    """Note the recipe in ``build/recipe.json``; refuse to go on with a run of another one."""
+    path, wanted = build / "recipe.json", {**asdict(recipe), **asdict(CONFIG)}
+    if not path.exists():
+        build.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+        return
+    noted = json.loads(path.read_text())
+    if changed := sorted(k for k in wanted | noted if wanted.get(k) != noted.get(k)):
+        raise ValueError(
+            f"{build} holds a run of another recipe (it differs in {', '.join(changed)}): going on "
+            "with it would mix the two. Remove the folder, or choose another with --build."
+        )
+
+
 def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
-    """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``."""
+    """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``.
+
+    Raises:
+        ValueError: ``build`` holds a run of another recipe.
+    """
+    _keep_to_the_recipe(recipe, build)
     _, rows = prepare_corpus(recipe, build)
     model = Llama(CONFIG, torch.Generator().manual_seed(recipe.seed))
 
