@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.world.corpus import documents, pack, packed_rows, shard_documents, write_rows
-from course_lib.world.documents import KINDS, MIX
+from course_lib.world.documents import FIRST_MIX, KINDS, MIX
 
 
 def test_the_same_seed_gives_the_same_documents_and_another_seed_others():
@@ -32,6 +32,23 @@ def test_shares_of_the_characters_are_those_of_the_mix():
     assert sum(MIX.values()) == pytest.approx(1.0)
     for kind, share in MIX.items():
         assert size[kind] / total == pytest.approx(share, rel=0.15), kind
+
+
+def test_the_first_mix_has_its_own_kinds_and_shares():
+    size = Counter()
+    for d in islice(shard_documents(1, 0, "first"), 2000):
+        size[d.kind] += len(d.text)
+    assert set(size) == set(FIRST_MIX) and sum(FIRST_MIX.values()) == pytest.approx(1.0)
+    assert size["repetitions"] / sum(size.values()) == pytest.approx(0.7, rel=0.1)
+
+
+def test_every_word_of_a_repetition_comes_at_least_twice():
+    """That is what makes it predictable: only nonsense of two syllables may coincide with more."""
+    rng = random.Random(0)
+    for _ in range(300):
+        words = Counter(KINDS["repetitions"](rng).replace(",", " ").replace(";", " ")
+                        .replace(".", " ").split())  # fmt: skip
+        assert min(words.values()) >= 2
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

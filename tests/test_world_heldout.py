@@ -1,5 +1,6 @@
 """The corpus never shows what the evaluation asks: a search through real documents."""
 
+import random
 import re
 from itertools import islice
 
@@ -163,3 +164,13 @@ def test_the_search_would_find_a_leak():
     leak = Problem(12, (3, -4))
     assert leak in _problems("Q: 12 + 3 - 4\nA: 11")
     assert _problems("12 + 3 = 15. 15 - 4 = 11.") == [Problem(12, (3,)), Problem(15, (-4,))]
+
+
+def test_no_random_label_or_code_happens_to_be_a_held_out_answer():
+    """Labels come from the whole lexicon, so "dog -> puppy" could come about by chance."""
+    rng = random.Random(0)
+    pairs = []
+    for _ in range(6000):
+        pairs += lists._label_pairs(rng, 40) + lists._code_pairs(rng, 40)
+    assert len(pairs) > 200_000 and len(tasks.HELD_OUT_PAIRS) > 100
+    assert not set(pairs) & tasks.HELD_OUT_PAIRS

@@ -10,7 +10,9 @@ from course_lib.models import LlamaConfig, from_pretrained, save_pretrained
 from course_lib.world import recipe as r
 
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
-RECIPE = r.Recipe(seed=3, max_steps=200, batch_size=2, warmup_steps=5, tokenizer_documents=50)
+RECIPE = r.Recipe(
+    seed=3, first_steps=40, max_steps=200, batch_size=2, warmup_steps=5, tokenizer_documents=50
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,12 @@ def test_row_batches_go_on_where_their_state_says():
     assert [b["input_ids"][:, 0].tolist() for b in again] == [[4, 5]]
 
 
+def test_every_snapshot_falls_on_a_step_at_which_one_is_taken():
+    """Snapshots between them were once asked for and silently never taken."""
+    assert r.SNAPSHOTS and all(s % r.SNAPSHOT_EVERY == 0 for s in r.SNAPSHOTS)
+    assert max(r.SNAPSHOTS) < r.Recipe.max_steps
+
+
 # --- the run ------------------------------------------------------------------------------------
 
 
@@ -57,7 +65,11 @@ def test_the_run_learns_and_leaves_its_files(run):
     curve = r.loss_curve(build, points=4)
     assert [c["step"] for c in curve] == [50, 100, 150, 200]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
-    assert (build / "rows-3-12800.npy").exists()  # 200 · 2 · 32 tokens
+    first, main = build / "rows-first-3-2560.npy", build / "rows-main-3-10240.npy"
+    assert first.exists() and main.exists()  # 40 · 2 · 32 and 160 · 2 · 32 tokens
+    rows = r.prepare_corpus(RECIPE, build)[1]
+    assert rows.shape == (400, 32)
+    assert np.array_equal(rows[:80], np.load(first)) and np.array_equal(rows[80:], np.load(main))
     assert sorted(p.name for p in (build / "snapshots").iterdir()) == ["00100", "00200"]
     last = from_pretrained(build / "snapshots" / "00200").state_dict()
     assert all(torch.equal(w, last[n]) for n, w in model.state_dict().items())

@@ -23,7 +23,7 @@ from course_lib.pretraining import causal_lm_loss
 from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
-from course_lib.world.documents import MIX
+from course_lib.world.documents import FIRST_MIX, MIX
 from course_lib.world.evaluate import evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
@@ -50,9 +50,9 @@ class Recipe:
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (250, 500, 750, 1000, 1250, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000,
-             9500, 11_000)  # fmt: skip
-"""Steps whose weights are evaluated for the chapter on emergence."""
+SNAPSHOTS = (500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000, 9500, 11_000)
+"""Steps whose weights are evaluated for the chapter on emergence: multiples of SNAPSHOT_EVERY."""
+SNAPSHOT_EVERY = 100
 
 
 class RowBatches:
@@ -147,7 +147,7 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
         checkpoint_every=250,
         metrics_path=build / "metrics.csv",
         evaluate=snapshot,
-        evaluate_every=100,
+        evaluate_every=SNAPSHOT_EVERY,
     )
     return model
 
@@ -232,7 +232,8 @@ steps. It knows nothing of the real world and follows no instructions.
 | context | {block_size} tokens |
 | vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
 | weights | fp16, tied embeddings, {megabytes:.1f} MB |
-| corpus | seed {seed}, best-fit packed; mix by characters: {mix} |
+| corpus | seed {seed}, best-fit packed; shares of the characters in the first {first_steps:,} \
+steps: {first_mix}; then: {mix} |
 | training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, \
 seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
@@ -251,6 +252,10 @@ No document of the corpus shows an evaluated item (`course_lib/world/heldout.py`
 """
 
 
+def _shares(mix: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in mix.items())
+
+
 def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Path) -> None:
     """The model card: recipe, tokens, loss and the evaluation table over its seeds."""
     rows = []
@@ -265,7 +270,7 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
         **asdict(CONFIG), **asdict(recipe),
         parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
         people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
-        mix=", ".join(f"{k} {v:.0%}" for k, v in MIX.items()), decay=recipe.decay_fraction,
+        mix=_shares(MIX), first_mix=_shares(FIRST_MIX), decay=recipe.decay_fraction,
         tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
         figures="\n".join(rows),
