@@ -9,7 +9,8 @@ import random
 import re
 from collections.abc import Iterable, Iterator
 
-EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
+EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)+")
+"""The HTML standard's pattern for e-mail addresses, letters of any alphabet allowed."""
 PHONE = re.compile(
     r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?"  # country
     r"(?:\(\d{2,5}\)|\d{2,5})"  # area, in brackets or not

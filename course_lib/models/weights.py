@@ -8,6 +8,7 @@ have are refused by name.
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,16 +47,12 @@ def _check_fields(family: Family, fields: dict) -> None:
 def _read_special(fields: dict, values: dict) -> None:
     """Fields that have another form here."""
     kind = fields["model_type"]
-    if kind == "roberta":  # transformers counts the rows of the position table
-        values["block_size"] -= values["pad_token_id"] + 1
     if kind == "llama":
         values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
         rope = fields.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
             _refuse("rope_parameters", rope, "the default type")
         values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-        if fields.get("head_dim") not in (None, values["n_embd"] // values["n_head"]):
-            _refuse("head_dim", fields["head_dim"], "an equal share of the channels")
     if kind == "t5":
         form = fields.get("feed_forward_proj", "relu")
         if form not in ("relu", "gated-gelu"):
@@ -92,7 +89,12 @@ def config_from_transformers(fields: dict):
     _read_special(fields, values)
     if architecture in family.classes[1:]:
         values["n_label"] = len(fields.get("id2label") or range(fields.get("num_labels", 2)))
-    return family.config(**values)
+    config = family.config(**values)
+    if kind == "roberta":  # transformers counts the rows of the position table
+        config = replace(config, block_size=config.block_size - config.first_position)
+    if kind == "llama" and fields.get("head_dim") not in (None, config.n_embd // config.n_head):
+        _refuse("head_dim", fields["head_dim"], f"an equal share of {config.n_embd} channels")
+    return config
 
 
 def _family(config) -> tuple[str, Family]:
