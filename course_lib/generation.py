@@ -54,7 +54,9 @@ def sample(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = filter_logits(logits.float() / temperature, top_k, top_p)
+    # At most 0: dividing by a small temperature gives -inf at worst, never inf - inf.
+    logits = logits.float() - logits.float().amax(-1, keepdim=True)
+    logits = filter_logits(logits / temperature, top_k, top_p)
     cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
     total = cumulative[:, -1:]  # (B, 1): rounding leaves it near 1, not at it
     below = torch.nextafter(total, torch.zeros_like(total))
@@ -138,15 +140,23 @@ def _check_mask(mask: Tensor) -> Tensor:
     )
 
 
-def _check_settings(max_new_tokens, temperature, top_k, top_p) -> None:
+def _check_settings(
+    model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id
+) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    if temperature < 0:
-        raise ValueError(f"temperature must not be negative, got {temperature}; 0 is greedy.")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"temperature must be finite and not negative, got {temperature}; 0 is greedy."
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}; None keeps every token.")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}; None keeps every token.")
+    last = model.config.vocab_size - 1
+    for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
+        if token is not None and not 0 <= token <= last:
+            raise ValueError(f"{name}={token} is not a token: the vocabulary is 0..{last}.")
 
 
 def _uniforms(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -188,7 +198,7 @@ def generate(
     Raises:
         ValueError: see ``check_prompts``; settings out of range.
     """
-    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
     ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
     B, T = ids.shape
     padded = not bool(mask.all())
@@ -250,7 +260,7 @@ def generate_reference(
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """``generate`` without a cache: reads the whole text again for every token. Slow and plain."""
-    _check_settings(max_new_tokens, temperature, top_k, top_p)
+    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
     ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
     pad = eos_token_id if pad_token_id is None else pad_token_id
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)

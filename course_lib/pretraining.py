@@ -60,13 +60,16 @@ def causal_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         batch: ``input_ids`` (B, T); optionally ``attention_mask`` and ``labels``, both (B, T).
 
     Returns:
-        A scalar, the mean over every position whose next token is not ignored.
+        A scalar, the mean over every kept position whose next token is not ignored (nan when there
+        is none). Padding on the left predicts nothing, so both sides of padding give one loss.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch["labels"] if "labels" in batch else causal_labels(input_ids, mask)
     logits = model(input_ids, attention_mask=mask).logits  # (B, T, V)
     # Shifting the labels instead of the logits spares a copy of the largest tensor of the step.
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T)
+    if mask is not None:
+        targets = targets.masked_fill(~mask.bool(), IGNORE_INDEX)
     return F.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
     )

@@ -1,0 +1,109 @@
+"""Operations on logits and masks: numbers derived by hand, and what is masked has no say."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_lib.ops import IGNORE_INDEX, masked_mean, token_logprobs
+
+
+def test_token_logprobs_by_hand():
+    """V = 3, labels [2, 0, 1]. Odds of the next token are exp(logits).
+
+    Position 0: odds 6 : 3 : 1, and the next label is 0: 6/10.
+    Position 1: odds 1 : 2 : 5, and the next label is 1: 2/8.
+    Position 2 predicts what no label tells. Without the shift the answers would be those for labels
+    2 and 0: 1/10 and 1/8.
+    """
+    logits = torch.tensor([[[6.0, 3, 1], [1, 2, 5], [1, 1, 98]]]).log()
+    logprobs = token_logprobs(logits, torch.tensor([[2, 0, 1]]))
+    expected = torch.tensor([[math.log(0.6), math.log(0.25)]])
+    torch.testing.assert_close(logprobs, expected)
+
+
+def test_an_ignored_label_gives_zero_and_its_neighbours_keep_their_values():
+    """Labels [1, -100, 0, 1] over V = 2, odds 1 : 3 everywhere: ignored, 1/4, 3/4.
+
+    The -100 counts where it is predicted (entry 0), not where it is read (entry 1).
+    """
+    logits = torch.tensor([1.0, 3.0]).log().expand(1, 4, 2)
+    logprobs = token_logprobs(logits, torch.tensor([[1, IGNORE_INDEX, 0, 1]]))
+    torch.testing.assert_close(logprobs, torch.tensor([[0.0, math.log(0.25), math.log(0.75)]]))
+    assert logprobs[0, 0] == 0.0
+
+
+def test_the_first_label_is_never_predicted():
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[0, 1, 2, 3], [4, 3, 2, 1]])
+    other = labels.clone()
+    other[:, 0] = IGNORE_INDEX
+    assert torch.equal(token_logprobs(logits, labels), token_logprobs(logits, other))
+
+
+def test_no_gradient_flows_from_ignored_places():
+    """d log p(y) / d logits = onehot(y) - p: with odds 1 : 3 and y = 0 that is (3/4, -3/4).
+
+    Position 1 is the only one whose next label counts; infinite logits elsewhere do no harm.
+    """
+    logits = torch.tensor([[[-math.inf, 5.0], [0.0, math.log(3.0)], [7.0, -math.inf]]])
+    logits.requires_grad_()
+    token_logprobs(logits, torch.tensor([[1, IGNORE_INDEX, 0]])).sum().backward()
+    expected = torch.tensor([[[0.0, 0.0], [0.75, -0.75], [0.0, 0.0]]])
+    torch.testing.assert_close(logits.grad, expected)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.integers(1, 7), st.integers(1, 9), st.integers(0, 999))
+def test_probabilities_of_every_possible_label_sum_to_one(B, T, V, seed):
+    """Each entry is one of a distribution's V logarithms, so its V choices sum to 1."""
+    logits = 5 * torch.randn(B, T, V, generator=torch.Generator().manual_seed(seed))
+    total = sum(token_logprobs(logits, torch.full((B, T), v)).exp() for v in range(V))
+    torch.testing.assert_close(total, torch.ones(B, T - 1))
+
+
+def test_half_precision_logits_are_normalised_in_float32():
+    """4096 equal logits: log(1/4096) = -8.3178; bfloat16 would say -8.3125."""
+    logits = torch.zeros(1, 2, 4096, dtype=torch.bfloat16)
+    logprobs = token_logprobs(logits, torch.tensor([[0, 17]]))
+    assert logprobs.dtype == torch.float32
+    assert logprobs.item() == pytest.approx(-math.log(4096), abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 4, 5), (1, 3, 5), (2, 3, 5, 1)])
+def test_token_logprobs_refuses_shapes_that_do_not_fit(shape):
+    with pytest.raises(ValueError, match=r"\(B, T, V\).*\(2, 3\)"):
+        token_logprobs(torch.zeros(shape), torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_masked_mean_by_hand():
+    """Rows 1, 2, x and 4, x, x: all 7/3; rows 3/2 and 4; columns 5/2, 2, none.
+
+    The mean of the rows' means would be 11/4, and a sum over the mask's size 7/6.
+    """
+    values = torch.tensor([[1.0, 2.0, 30.0], [4.0, 50.0, 60.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    torch.testing.assert_close(masked_mean(values, mask), torch.tensor(7 / 3))
+    torch.testing.assert_close(masked_mean(values, mask, dim=1), torch.tensor([1.5, 4.0]))
+    torch.testing.assert_close(masked_mean(values, mask.bool(), 0), torch.tensor([2.5, 2.0, 0.0]))
+
+
+def test_masked_mean_never_sees_what_is_masked():
+    """nan · 0 is nan, so a product with the mask would spread it, to the gradient too."""
+    values = torch.tensor([2.0, math.nan, math.inf, 4.0], requires_grad=True)
+    mean = masked_mean(values, torch.tensor([True, False, False, True]))
+    mean.backward()
+    assert mean.item() == 3.0
+    assert values.grad.tolist() == [0.5, 0.0, 0.0, 0.5]
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert masked_mean(torch.tensor([5.0, 6.0]), torch.zeros(2)).item() == 0.0
+
+
+def test_masked_mean_refuses_a_mask_that_would_broadcast():
+    """(2, 1) against (2, 3) would count 2 instead of 6."""
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
+        masked_mean(torch.zeros(2, 3), torch.ones(2, 1))

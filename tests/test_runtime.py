@@ -1,0 +1,50 @@
+"""The device: argument, then environment, then what the machine has."""
+
+import pytest
+import torch
+
+import course_lib
+from course_lib.runtime import device
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch):
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
+
+
+def test_the_default_is_what_the_machine_has():
+    assert device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert course_lib.device is device
+
+
+def test_the_argument_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("COURSE_DEVICE", "toaster")
+    assert device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="'toaster'.*COURSE_DEVICE"):
+        device()
+
+
+def test_the_environment_chooses(monkeypatch):
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    assert device() == torch.device("cpu")
+    monkeypatch.setenv("COURSE_DEVICE", "")
+    assert device() == device(None)
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "meta", "CPU", " cpu", "cpu:x", "cuda:-1", "cuda:"])
+def test_an_unknown_device_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"Unknown device '{name}': use 'cpu', 'cuda'"):
+        device(name)
+
+
+def test_a_gpu_that_is_not_there_is_refused_with_the_number_there_are():
+    """One past the last: cuda:0 on a machine without a GPU."""
+    count = torch.cuda.device_count()
+    with pytest.raises(ValueError, match=f"has {count} GPUs.*unset COURSE_DEVICE"):
+        device(f"cuda:{count}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_without_a_number_is_refused_too():
+    with pytest.raises(ValueError, match="has 0 GPUs"):
+        device("cuda")
