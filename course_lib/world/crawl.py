@@ -262,7 +262,8 @@ def _original(seed: int, number: int, mix: Mapping[str, float]) -> int | None:
     """What page ``number`` copies: any earlier article or copy, and of a copy its original.
 
     The more copies an article has, the more often it is copied again, so the numbers of copies are
-    heavy-tailed (Simon, 1955; for the web Kumar et al., 2000). None where nothing is there to copy.
+    heavy-tailed (Simon, 1955; for the web Kumar et al., 2000). None where nothing is there to copy:
+    such a page is an article itself.
     """
     rng = random.Random(f"crawl {seed} original of {number}")
     for _ in range(200 if number else 0):
@@ -270,8 +271,9 @@ def _original(seed: int, number: int, mix: Mapping[str, float]) -> int | None:
         kind = _kind(seed, earlier, mix)
         if kind == "article":
             return earlier
-        if kind == "copy" and (original := _original(seed, earlier, mix)) is not None:
-            return original
+        if kind == "copy":
+            original = _original(seed, earlier, mix)
+            return earlier if original is None else original
     return None
 
 
@@ -322,7 +324,7 @@ def page(
     side = [_headline(rng) for _ in range(rng.randint(4, 12))]
     text = render(home, title, blocks, side, rng)
     if kind == "truncated":
-        text = text[: int(len(text) * rng.uniform(0.4, 0.95))]
+        text = text[: rng.randint(text.index(blocks[0]), text.index(blocks[-1]))]
     return Page(number, f"https://{home.host}/{number}", text, truth)
 
 
