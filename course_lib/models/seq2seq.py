@@ -84,11 +84,11 @@ class Stack(nn.Module):
         if self.relative is not None:
             distance = self.relative(T, past + T)  # (1, H, T, S)
             bias = distance if bias is None else bias + distance
+        own_cache = source_cache = None
         for layer, block in enumerate(self.blocks):
-            own, seen = (None, None) if cache is None else (cache.own, cache.source)
-            x = block(
-                x, None, bias, own and (own, layer), source, source_bias, seen and (seen, layer)
-            )
+            if cache is not None:
+                own_cache, source_cache = (cache.own, layer), (cache.source, layer)
+            x = block(x, None, bias, own_cache, source, source_bias, source_cache)
         if cache is not None:
             cache.own.advance(T)
             cache.source.advance(0 if cache.source.length else source.shape[1])
