@@ -45,8 +45,8 @@ def roberta(vocab_size, layers, heads, width, inner, length, tied, **more):
     return transformers.RobertaConfig(
         vocab_size=vocab_size, num_hidden_layers=layers, num_attention_heads=heads,
         hidden_size=heads * width, intermediate_size=inner, max_position_embeddings=length + 4,
-        tie_word_embeddings=tied, type_vocab_size=3, pad_token_id=3, bos_token_id=0,
-        eos_token_id=2, **more,
+        tie_word_embeddings=tied, type_vocab_size=3, bos_token_id=0, eos_token_id=2,
+        **{"pad_token_id": 3, **more},
     )  # fmt: skip
 
 
