@@ -20,7 +20,7 @@ from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
 
 @dataclass
 class Extraction:
-    """Words of the kept articles against the true main text, as bags (clean-eval, 2007)."""
+    """Words of the kept articles against the true main text, both as bags of words."""
 
     shared: int = 0
     found: int = 0
@@ -40,10 +40,17 @@ class Extraction:
 
 @dataclass
 class Tally:
-    """What is counted about the documents that come out."""
+    """What is counted about the documents that come out.
+
+    ``near_duplicates_left``: copies of an article that is there already, as itself or as a copy.
+    ``stand_ins``: copies of an article that an earlier stage lost; the truth calls them unwanted.
+    """
 
     extraction: Extraction = field(default_factory=Extraction)
+    groups: set[int] = field(default_factory=set)
     documents: int = 0
+    near_duplicates_left: int = 0
+    stand_ins: int = 0
     with_personal_data: int = 0
     personal_data_left: int = 0
 
@@ -51,7 +58,12 @@ class Tally:
         self.documents += 1
         self.with_personal_data += bool(document.truth.personal)
         self.personal_data_left += any(p in document.text for p in document.truth.personal)
+        if document.truth.original is not None:
+            self.near_duplicates_left += document.truth.original in self.groups
+            self.stand_ins += document.truth.original not in self.groups
+            self.groups.add(document.truth.original)
         if document.truth.wanted:
+            self.groups.add(document.number)
             self.extraction.add(document)
 
 
@@ -96,8 +108,8 @@ def run(
 
     Returns:
         The figures: ``funnel`` (a row a stage), ``kinds`` (stage -> kind -> pages), ``dropped``
-        (reason -> pages), ``extraction``, ``memory`` (a row every 10,000 pages: this process's
-        resident MB, the index's MB, pages kept), ``seconds`` and more.
+        (reason -> pages), ``extraction``, the counts of ``Tally``, ``memory`` (a row every 10,000
+        pages: this process's resident MB, the index's MB, pages kept), ``seconds`` and more.
 
     Raises:
         ValueError: ``pages`` is no positive multiple of ``PAGES_PER_SHARD``.
@@ -131,6 +143,7 @@ def run(
         "seconds": time.perf_counter() - started, "funnel": before.rows(),
         "kinds": {stage: dict(kinds) for stage, kinds in before.pages.items()},
         "dropped": dict(before.dropped), "extraction": tally.extraction.figures(),
+        "near_duplicates_left": tally.near_duplicates_left, "stand_ins": tally.stand_ins,
         "documents_with_personal_data": tally.with_personal_data,
         "documents_with_personal_data_left": tally.personal_data_left, "memory": memory,
     }  # fmt: skip
