@@ -10,7 +10,7 @@ PACKAGE = ROOT / "course_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "math", "typing"}
-INFRASTRUCTURE = {"ops", "models", "generation", "training", "optim", "runtime"}
+INFRASTRUCTURE = {"ops", "models", "generation", "completion", "training", "optim", "runtime"}
 BORDER = {"models/weights.py", "shipped/__init__.py", "world/tokenizer.py", "world/recipe.py"}
 """The only modules that may import transformers: where weights or tokenizers cross over."""
 
