@@ -111,6 +111,8 @@ def test_norms_stand_behind_the_sublayers():
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 3)}, r"expected \(1, 4\)"),
         ({"input_ids": IDS.repeat(2, 1), "attention_mask": torch.tensor([[1] * 4, [0] * 4])},
          "attention_mask of row 1 is all 0"),
+        ({"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 2]])}, "position_ids has shape"),
+        ({"input_ids": IDS, "position_ids": torch.tensor([[0, 1, 2, 8]])}, "position 8, 1 beyond"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(inputs, message):

@@ -106,7 +106,9 @@ class BERT(Model):
             ValueError: empty or too long input, ids outside the vocabulary, a mask or positions of
                 another shape, a row without a single kept token.
         """
-        self.check(input_ids, attention_mask)
+        first = self.config.first_position
+        places = None if position_ids is None else position_ids - first
+        self.check(input_ids, attention_mask, places)
         if position_ids is None:
             position_ids = self.positions_of(input_ids)
         if token_type_ids is None:
