@@ -196,8 +196,7 @@ def parse_answer(completion: str, mark: str = ANSWER_MARK, stop: str | None = "\
     """The answer in a completion: what follows ``mark`` last, else the first line.
 
     Args:
-        stop: only what stands before it is read, spaces at the start apart; None = all of it, for
-            chains of thought of several lines.
+        stop: only what stands before it is read; None = all of it, for chains of several lines.
 
     Returns:
         One line without its final stop; "" where there is no answer.
@@ -206,7 +205,7 @@ def parse_answer(completion: str, mark: str = ANSWER_MARK, stop: str | None = "\
         >>> parse_answer(" 12 + 3 = 15. The answer is 15.")
         '15'
     """
-    text = _cut(completion.split(END)[0].lstrip(" "), stop)
+    text = _cut(completion.split(END)[0], stop)
     if mark in text:
         text = text.split(mark)[-1]
     return text.split("\n")[0].strip().rstrip(".").strip()

@@ -142,6 +142,23 @@ def test_sampling_depends_on_the_generator_alone():
     assert set(draw(0)) == {" cat", " dog"}
 
 
+def test_sampling_may_keep_to_the_likeliest_tokens():
+    """Of .6 and .4 the first alone holds half of the mass."""
+    model = Bigrams(TEXT, {"A:": {"cat": 0.6, "dog": 0.4}})
+    drawn = complete(model, TEXT, ["A:"] * 30, 1, temperature=1.0, top_p=0.5,
+                     generator=torch.Generator().manual_seed(0))  # fmt: skip
+    assert set(drawn) == {" cat"}
+
+
+def test_a_start_token_is_no_part_of_the_stop():
+    """With it the line break would be two tokens, and writing would go on to the limit."""
+    tokenizer = Words("start A: cat \\n", start="start")
+    model = Bigrams(tokenizer, {"A:": {"cat": 1}, "cat": {"\n": 1}, "\n": {"\n": 1}})
+    read = []
+    model.register_forward_hook(lambda *args: read.append(1))
+    assert complete(model, tokenizer, ["A:"], 9) == [" cat "] and len(read) == 2
+
+
 def test_a_function_from_text_to_text_is_a_model():
     model = {"one": " 1\n 2", "two": " 2"}.__getitem__
     assert complete(model, None, ["two", "one"], 8) == [" 2", " 1"]

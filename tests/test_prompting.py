@@ -317,6 +317,15 @@ def test_length_normalisation_changes_the_winner():
     assert choose(scores.per_token, ["dog", "big cat end"]) == ["big cat end", "big cat end"]
 
 
+def test_a_start_token_stands_before_the_prompt_alone():
+    """Before the candidate too it would be a token more, of probability 0 after A:."""
+    tokenizer = Words("A: big red cat dog end", start="red")
+    assert token_counter(tokenizer)("A:") == 2
+    scores = score_candidates(Bigrams(tokenizer, TABLE), tokenizer, ["A:"], ["dog", "big cat"])
+    assert scores.lengths.tolist() == [[1, 2]]
+    assert_close(scores.logprobs.exp(), torch.tensor([[0.4, 0.25]]))
+
+
 def test_each_prompt_may_have_its_own_candidates():
     """p(dog | A:) = .4, p(end | A:) = .1; p(cat | big) = p(red | big) = .5: of equals the first."""
     own = [["dog", "end"], ["cat", "red"]]
@@ -528,6 +537,15 @@ def test_a_silent_head_is_one_whose_columns_are_zero(pair):
             assert_close(theirs(ids).logits, expected, atol=1e-5, rtol=1e-4)
         assert (before - expected).abs().max() > 0.1
         assert torch.equal(ours(ids).logits, before)
+
+
+def test_silence_leaves_the_heads_own_output_alone():
+    """Four inputs are two heads of width 2; 1 + 2 + 3 + 4 without head 1 is 3."""
+    matrix, x = torch.nn.Linear(4, 1, bias=False), torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
+    torch.nn.init.ones_(matrix.weight)
+    with without_heads([matrix], [(0, 1)], 2):
+        assert matrix(x).item() == 3.0
+    assert x.tolist() == [[[1.0, 2.0, 3.0, 4.0]]] and matrix(x).item() == 10.0
 
 
 def test_heads_speak_again_after_an_error(pair):

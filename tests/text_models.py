@@ -7,17 +7,25 @@ from torch import Tensor, nn
 
 
 class Words:
-    """Splits at spaces, keeps line breaks; a word not in the vocabulary is a KeyError."""
+    """Splits at spaces, keeps line breaks; a word not in the vocabulary is a KeyError.
+
+    Args:
+        words: the vocabulary, with spaces between.
+        end: the word that ends a text.
+        start: a word put before every text, as many tokenizers do.
+    """
 
     eos_token_id = None
 
-    def __init__(self, words: str, end: str | None = None):
+    def __init__(self, words: str, end: str | None = None, start: str | None = None):
         self.words = [w.replace("\\n", "\n") for w in words.split(" ")]
         self.ids = {w: i for i, w in enumerate(self.words)}
+        self.start = [] if start is None else [self.ids[start]]
         self.eos_token_id = None if end is None else self.ids[end]
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict:
-        return {"input_ids": [self.ids[w] for w in text.replace("\n", " \n ").split(" ") if w]}
+        ids = [self.ids[w] for w in text.replace("\n", " \n ").split(" ") if w]
+        return {"input_ids": self.start + ids if add_special_tokens else ids}
 
     def decode(self, ids: list[int]) -> str:
         return "".join(f" {self.words[i]}" for i in ids)
