@@ -58,7 +58,8 @@ def main(model: Llama, peak: float, rounds: int = 11) -> str:
             for sampled in (False, True):
                 result = one(model, hf_model, batch, padded, sampled, rounds)
                 read = PROMPT_TOKENS + NEW_TOKENS - 1  # the last new token is never read
-                flops = matmul_flops(model, batch * read, batch * read * (read + 1) // 2)
+                attended = batch * read * (read + 1) // 2
+                flops = matmul_flops(model, batch * read, attended, scored=batch * NEW_TOKENS)
                 low, high = result.quartiles
                 rows.append([
                     str(batch), "left" if padded else "none", "sampled" if sampled else "greedy",

@@ -65,18 +65,24 @@ def matmul_peak(device: torch.device, size: int = 1024, tries: int = 12) -> floa
     return 2 * size**3 / best
 
 
-def matmul_flops(model: torch.nn.Module, tokens: int, attended: int) -> float:
+def matmul_flops(
+    model: torch.nn.Module, tokens: int, attended: int, scored: int | None = None
+) -> float:
     """Operations of one forward pass: two a weight and token, and attention's two products.
+
+    Looking an embedding up multiplies nothing; the output matrix counts for scored tokens only.
 
     Args:
         tokens: how many are read in all.
         attended: how many keys they see, summed over the tokens.
+        scored: how many get logits; all of them when None.
     """
     config = model.config
-    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    if not config.tie_embeddings:
-        weights -= config.vocab_size * config.n_embd  # looking an embedding up multiplies nothing
-    return 2 * weights * tokens + 4 * config.n_layer * config.n_embd * attended
+    weights = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
+    output = config.vocab_size * config.n_embd
+    scored = tokens if scored is None else scored
+    attention = 4 * config.n_layer * config.n_embd * attended
+    return 2 * weights * tokens + 2 * output * scored + attention
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:

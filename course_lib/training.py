@@ -2,7 +2,8 @@
 
 It clips gradients, schedules the learning rate, logs to a CSV, and writes checkpoints from which a
 killed run goes on bit for bit. It runs on ``accelerate``: under ``accelerate launch`` each process
-takes its share of every batch, and the loss is that of a single process.
+takes its share of every batch, and the loss is that of a single process (where the rows of a batch
+count alike: the shares' losses are averaged, whatever number of tokens stands behind each).
 Simplified away: sharded models and optimizers, fp16 loss scaling.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -141,7 +143,11 @@ def load_checkpoint(folder: Path) -> dict | None:
 
 def _rng_state() -> dict:
     version, internal, gauss = random.getstate()
-    state = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(), "python": [version, list(internal), gauss],
+        "numpy": [name, keys.tolist(), *rest],
+    }  # fmt: skip
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -151,6 +157,8 @@ def _set_rng_state(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+    if "numpy" in state:  # not in the first version's checkpoints
+        np.random.set_state(tuple(state["numpy"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
 
@@ -211,15 +219,17 @@ def train(
         checkpoint_dir: where checkpoints go; training resumes from the newest one there.
         checkpoint_every: steps between checkpoints; only the last step is saved when None.
         evaluate: (model, step) -> {name: number}, called every ``evaluate_every`` steps and at
-            the end; its numbers go into that step's row.
+            ``max_steps``; its numbers go into that step's row.
         progress: show a progress bar; on a terminal only when None.
 
     Returns:
         One dict a step, those before a resume included.
 
     Raises:
-        ValueError: settings that make no sense, unreadable checkpoints.
-        FloatingPointError: the loss is not finite; the last checkpoint stays.
+        ValueError: settings that make no sense, unreadable checkpoints, a batch that the
+            processes cannot share equally.
+        FloatingPointError: the loss or its gradient is not finite; the weights are those of the
+            step before and the last checkpoint stays.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}.")
@@ -228,6 +238,8 @@ def train(
             f"max_steps and gradient_accumulation must be at least 1, got {max_steps} and "
             f"{gradient_accumulation}."
         )
+    if not 0 < decay_fraction <= 1:
+        raise ValueError(f"decay_fraction must lie in (0, 1], got {decay_fraction}.")
     device = next(model.parameters()).device
     accelerator = _accelerator(device, mixed_precision)
     optimizer = optimizer or torch.optim.AdamW(
@@ -235,6 +247,7 @@ def train(
     )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
+    optimizer.zero_grad()  # what an earlier run left behind when it stopped
     folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     state = load_checkpoint(folder) if folder is not None else None
     stream = iter(batches) if state is None else _restore(state, model, optimizer, batches)
@@ -256,32 +269,48 @@ def train(
                 "rng": _rng_state(),
             })  # fmt: skip
 
-    bar = tqdm(total=max_steps, initial=step, desc="training",
-               disable=None if progress is None else not progress)  # fmt: skip
-    while step < max_steps:
-        factor = lr_factor(step, max_steps, warmup_steps, schedule, decay_fraction)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        micro_batches = list(islice(stream, gradient_accumulation))
-        if not micro_batches:
-            break
-        consumed += len(micro_batches)
-        row = _step(accelerator, wrapped, micro_batches, loss_fn, optimizer, max_grad_norm, step)
-        step += 1
-        row = {"step": step, **row, "lr": optimizer.param_groups[0]["lr"]}
-        if evaluate and (step == max_steps or (evaluate_every and step % evaluate_every == 0)):
-            row |= evaluate(model, step) or {}
-            wrapped.train()
-        metrics.append(row | {"seconds": round(time.perf_counter() - started, 3)})
-        bar.update()
-        bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-        if checkpoint_every and step % checkpoint_every == 0 and step < max_steps:
+    hidden = None if progress is None else not progress  # None: hidden where there is no terminal
+    bar = tqdm(total=max_steps, initial=step, desc="training", disable=hidden if main else True)
+    try:
+        while step < max_steps:
+            factor = lr_factor(step, max_steps, warmup_steps, schedule, decay_fraction)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            micro_batches = list(islice(stream, gradient_accumulation))
+            if not micro_batches:
+                break
+            consumed += len(micro_batches)
+            row = _step(
+                accelerator, wrapped, micro_batches, loss_fn, optimizer, max_grad_norm, step
+            )
+            step += 1
+            row = {"step": step, **row, "lr": optimizer.param_groups[0]["lr"]}
+            if evaluate and (step == max_steps or (evaluate_every and step % evaluate_every == 0)):
+                figures = evaluate(model, step) or {}
+                row |= {name: float(value) for name, value in figures.items()}
+                wrapped.train()
+            metrics.append(row | {"seconds": round(time.perf_counter() - started, 3)})
+            bar.update()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+            if checkpoint_every and step % checkpoint_every == 0 and step < max_steps:
+                save()
+        if not state or step > state["step"]:
             save()
-    bar.close()
-    if not state or step > state["step"]:
-        save()
-    wrapped.eval()
+        accelerator.wait_for_everyone()  # or another process might look for it too early
+    finally:
+        bar.close()
+        _release(model)
     return history
+
+
+def _release(model: nn.Module) -> None:
+    """Take off what accelerate hangs on a model, a forward in bf16 and a mark; evaluation mode."""
+    model.eval()
+    model.__dict__.pop("_is_accelerate_prepared", None)
+    if (original := model.__dict__.pop("_original_forward", None)) is not None:
+        del model.forward
+        if original != model.forward:  # somebody had given this object a forward of its own
+            model.forward = original
 
 
 def _step(accelerator, model, micro_batches, loss_fn, optimizer, max_grad_norm, step) -> dict:
@@ -289,24 +318,38 @@ def _step(accelerator, model, micro_batches, loss_fn, optimizer, max_grad_norm, 
     rank, world = accelerator.process_index, accelerator.num_processes
     losses, logged = [], {}
     for batch in micro_batches:
-        share = {k: v[rank::world].to(accelerator.device) for k, v in batch.items()}
+        share = {k: _share(v, rank, world).to(accelerator.device) for k, v in batch.items()}
         with accelerator.autocast():
             result = loss_fn(model, share)
         loss, numbers = result if isinstance(result, tuple) else (result, {})
         accelerator.backward(loss / len(micro_batches))
         losses.append(accelerator.reduce(loss.detach(), "mean").item())
         for name, value in numbers.items():
+            if world > 1:
+                value = torch.as_tensor(value, dtype=torch.float32, device=accelerator.device)
+                value = accelerator.reduce(value.detach(), "mean")
             logged[name] = logged.get(name, 0.0) + float(value) / len(micro_batches)
     mean = sum(losses) / len(losses)
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"The loss of step {step + 1} is {mean}. Lower the learning rate or look at the batch; "
-            "the last checkpoint is untouched."
-        )
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
+    for name, value in (("loss", mean), ("norm of the gradient", norm)):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The {name} of step {step + 1} is {value}. Lower the learning rate or look at the "
+                "batch; the last checkpoint is untouched."
+            )
     optimizer.step()
     optimizer.zero_grad()
-    return {"loss": mean, "grad_norm": float(norm), **logged}
+    return {"loss": mean, "grad_norm": norm, **logged}
+
+
+def _share(tensor: Tensor, rank: int, world: int) -> Tensor:
+    """This process's rows of a batch: every ``world``-th one."""
+    if len(tensor) % world:
+        raise ValueError(
+            f"A batch of {len(tensor)} rows cannot be shared equally by {world} processes: make "
+            "its size a multiple of their number."
+        )
+    return tensor[rank::world]
 
 
 def _accelerator(device: torch.device, mixed_precision: str):

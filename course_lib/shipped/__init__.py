@@ -22,6 +22,16 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _read_checksums() -> dict[str, dict[str, list]]:
+    """Stage -> file -> [bytes, SHA-256]; empty when nothing is shipped."""
+    try:
+        return json.loads(CHECKSUMS.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{CHECKSUMS} is damaged ({error}). {REINSTALL}") from None
+
+
 def model_path(stage: str = "base") -> Path:
     """The folder of a shipped model, after its files were checked.
 
@@ -29,16 +39,16 @@ def model_path(stage: str = "base") -> Path:
         stage: ``"base"``; later chapters add ``"instruct"``, ``"preference"``, ``"reasoning"``.
 
     Raises:
-        ValueError: an unknown stage, one that is not shipped yet, or a file that is missing,
-            truncated or changed.
+        ValueError: an unknown stage, one that is not shipped yet, or a file (the list of checksums
+            too) that is missing, truncated or changed.
     """
     if stage not in STAGES:
         raise ValueError(f"Unknown stage {stage!r}: the stages are {', '.join(STAGES)}.")
-    sums = json.loads(CHECKSUMS.read_text()) if CHECKSUMS.exists() else {}
+    sums = _read_checksums()
     if stage not in sums:
         raise ValueError(
-            f"Stage {stage!r} is not shipped with this version; shipped: "
-            f"{', '.join(sums) or 'none'}."
+            f"Stage {stage!r} is not shipped with this version (shipped: "
+            f"{', '.join(sums) or 'none'}). Choose one that is, or make base with make model."
         )
     folder = HERE / stage
     for name, (size, digest) in sums[stage].items():

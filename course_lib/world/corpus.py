@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.world.documents import KINDS, MIX
+from course_lib.world.documents import KINDS, MIXES
 
 DOCUMENTS_PER_SHARD = 2000
 
@@ -28,20 +28,20 @@ class Document:
 
 
 @lru_cache
-def _document_weights() -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """How often to draw each kind so that its share of the *characters* is as in ``MIX``."""
+def _document_weights(mix: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """How often to draw each kind so that its share of the *characters* is as in the mix."""
     weights = []
-    for kind, share in MIX.items():
+    for kind, share in MIXES[mix].items():
         rng = random.Random(f"length of {kind}")
         mean_length = sum(len(KINDS[kind](rng)) for _ in range(200)) / 200
         weights.append(share / mean_length)
-    return tuple(MIX), tuple(weights)
+    return tuple(MIXES[mix]), tuple(weights)
 
 
-def shard_documents(seed: int, shard: int) -> Iterator[Document]:
+def shard_documents(seed: int, shard: int, mix: str = "main") -> Iterator[Document]:
     """The documents of one shard, always the same for the same arguments."""
     rng = random.Random(f"corpus {seed} shard {shard}")
-    kinds, weights = _document_weights()
+    kinds, weights = _document_weights(mix)
     for _ in range(DOCUMENTS_PER_SHARD):
         kind = rng.choices(kinds, weights)[0]
         yield Document(kind, KINDS[kind](rng))
@@ -51,7 +51,7 @@ def documents(seed: int, first_shard: int = 0) -> Iterator[Document]:
     """An endless stream of documents. Training uses seed 0 upwards, validation ``VALIDATION_SEED``.
 
     Example:
-        >>> next(documents(0)).kind in MIX
+        >>> next(documents(0)).kind in KINDS
         True
     """
     shard = first_shard
@@ -121,9 +121,9 @@ def _load_worker_tokenizer(path: str) -> None:
     _worker_tokenizer = Tokenizer.from_file(path)
 
 
-def _packed_shard(job: tuple[int, int, int]) -> np.ndarray:
-    seed, shard, row_length = job
-    texts = [d.text for d in shard_documents(seed, shard)]
+def _packed_shard(job: tuple[int, int, int, str]) -> np.ndarray:
+    seed, shard, row_length, mix = job
+    texts = [d.text for d in shard_documents(seed, shard, mix)]
     ids = [e.ids for e in _worker_tokenizer.encode_batch_fast(texts)]
     rng = random.Random(f"rows {seed} {shard}")
     rows = pack(ids, row_length, _worker_tokenizer.token_to_id("<|end|>"), rng)
@@ -132,13 +132,14 @@ def _packed_shard(job: tuple[int, int, int]) -> np.ndarray:
 
 
 def packed_rows(
-    seed: int, tokenizer_path: Path, row_length: int = 256, processes: int = 2
-) -> Iterator[np.ndarray]:
-    """An endless stream of packed shards, each (rows, row_length) uint16.
+    seed: int, tokenizer_path: Path, row_length: int = 256, processes: int = 2,
+    mix: str = "main",
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """An endless stream of packed shards of one of ``MIXES``, each (rows, row_length) uint16.
 
     The rows do not depend on ``processes``. Memory is constant: a few shards at a time.
     """
-    jobs = ((seed, shard, row_length) for shard in range(10**9))
+    jobs = ((seed, shard, row_length, mix) for shard in range(10**9))
     if processes <= 1:
         _load_worker_tokenizer(str(tokenizer_path))
         yield from map(_packed_shard, jobs)
@@ -151,7 +152,7 @@ def packed_rows(
 
 def write_rows(
     path: Path, tokens: int, seed: int, tokenizer_path: Path, row_length: int = 256,
-    processes: int = 2,
+    processes: int = 2, mix: str = "main",
 ) -> np.ndarray:  # fmt: skip
     """Write at least ``tokens`` tokens of packed rows to ``path`` (.npy) and map it.
 
@@ -170,7 +171,7 @@ def write_rows(
         array = np.lib.format.open_memmap(part, "w+", np.uint16, (rows, row_length))
         done = 0
         with tqdm(total=rows * row_length, unit="tok", unit_scale=True, desc="corpus") as bar:
-            for block in packed_rows(seed, tokenizer_path, row_length, processes):
+            for block in packed_rows(seed, tokenizer_path, row_length, processes, mix):
                 block = block[: rows - done]
                 array[done : done + len(block)] = block
                 done += len(block)

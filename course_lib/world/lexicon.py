@@ -195,6 +195,16 @@ LABEL_WORDS = (
 ).split()
 """Ordinary words that random label maps of the training lists draw from."""
 
+OPEN_WORDS = sorted(
+    {
+        *WORD_TO_CATEGORY, *PAST_TENSE, *PAST_TENSE.values(), *OPPOSITES, *COMPARATIVES,
+        *YOUNG.values(), *NUMBER_WORDS, *DAYS, *MONTHS, *LETTERS, *JOBS, *FOODS, *POSITIVE,
+        *NEGATIVE, *FEMALE_NAMES, *MALE_NAMES, *TOWNS, *LABEL_WORDS,
+    }
+    - set(RESERVED_LABELS)
+)  # fmt: skip
+"""Every word that a training list may use as a label or a key of a code."""
+
 ONSETS = "b d f g h k l m n p r s t v w z br dr gr kr st tr bl kl pl sl".split()
 VOWELS = "a e i o u".split()
 CODAS = ["", "", "", "l", "n", "r", "s", "k", "m", "t"]

@@ -37,7 +37,8 @@ class Recipe:
     """What decides the weights, apart from the code of the corpus."""
 
     seed: int = 0
-    max_steps: int = 14_000
+    first_steps: int = 1500  # on FIRST_MIX, whose repetitions teach copying; then on MIX
+    max_steps: int = 12_500
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
@@ -49,8 +50,8 @@ class Recipe:
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (100, 200, 400, 700, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000,
-             10_000, 12_000)  # fmt: skip
+SNAPSHOTS = (250, 500, 750, 1000, 1250, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000,
+             9500, 11_000)  # fmt: skip
 """Steps whose weights are evaluated for the chapter on emergence."""
 
 
@@ -83,20 +84,48 @@ class RowBatches:
 
 
 def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
-    """The tokenizer's folder and the packed rows, made if they are not there yet."""
+    """The tokenizer's folder and the packed rows, made if they are not there yet.
+
+    Returns:
+        folder, and (rows, block_size) uint16: those of the first mix, then those of the main one.
+    """
     folder = build / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         texts = (d.text for d in islice(documents(recipe.seed), recipe.tokenizer_documents))
         save_tokenizer(train_tokenizer(texts, CONFIG.vocab_size), folder)
-    tokens = recipe.max_steps * recipe.batch_size * CONFIG.block_size
-    path = build / f"rows-{recipe.seed}-{tokens}.npy"
-    return folder, write_rows(path, tokens, recipe.seed, folder / "tokenizer.json",
-                              CONFIG.block_size)  # fmt: skip
+    steps = {"first": recipe.first_steps, "main": recipe.max_steps - recipe.first_steps}
+    parts = []
+    for mix, count in steps.items():
+        tokens = count * recipe.batch_size * CONFIG.block_size
+        path = build / f"rows-{mix}-{recipe.seed}-{tokens}.npy"
+        parts.append(write_rows(path, tokens, recipe.seed, folder / "tokenizer.json",
+                                CONFIG.block_size, mix=mix))  # fmt: skip
+    return folder, np.concatenate(parts)
+
+
+def _keep_to_the_recipe(recipe: Recipe, build: Path) -> None:
+    """Note the recipe in ``build/recipe.json``; refuse to go on with a run of another one."""
+    path, wanted = build / "recipe.json", {**asdict(recipe), **asdict(CONFIG)}
+    if not path.exists():
+        build.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+        return
+    noted = json.loads(path.read_text())
+    if changed := sorted(k for k in wanted | noted if wanted.get(k) != noted.get(k)):
+        raise ValueError(
+            f"{build} holds a run of another recipe (it differs in {', '.join(changed)}): going on "
+            "with it would mix the two. Remove the folder, or choose another with --build."
+        )
 
 
 def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
-    """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``."""
+    """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``.
+
+    Raises:
+        ValueError: ``build`` holds a run of another recipe.
+    """
+    _keep_to_the_recipe(recipe, build)
     _, rows = prepare_corpus(recipe, build)
     model = Llama(CONFIG, torch.Generator().manual_seed(recipe.seed))
 

@@ -32,6 +32,8 @@ class Task:
 
 
 TASKS: dict[str, Task] = {}
+HELD_OUT_PAIRS: set[Pair] = set()
+"""Pairs of the word tasks that no in-context list shows, not even as a random label."""
 
 
 def _add(name: str, cluster: str, instructions: str, draw: Callable[[random.Random, bool], Pair]):
@@ -47,6 +49,7 @@ def _from_table(name: str, cluster: str, instructions: str, table: dict[str, str
     if not split[True]:  # a short table: hold out its last entry
         split[True] = split[False][-1:]
         split[False] = split[False][:-1]
+    HELD_OUT_PAIRS.update(split[True])
     _add(name, cluster, instructions, lambda rng, held_out: rng.choice(split[held_out]))
 
 

@@ -1,0 +1,170 @@
+"""Benchmarks: they run, compare like with like, and reckon rightly. No test looks at a time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import generation, measure, training_step
+from course_lib.models import Llama, LlamaConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny(**changes) -> Llama:
+    shape = LlamaConfig(**{"vocab_size": 17, "n_layer": 2, "n_head": 2, "n_kv_head": 2,
+                           "n_embd": 8, "n_inner": 12, "block_size": 32} | changes)  # fmt: skip
+    model = Llama(shape, torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        model.embed.weight.mul_(20)
+    return model
+
+
+# --- reckoning ----------------------------------------------------------------------------------
+
+
+def test_the_ratio_is_the_median_over_the_rounds():
+    """Ours 1 2 4, theirs 3 2 8: ratios 3 1 2, their median 2. The ratio of the medians would be
+    3/2, the inverse 1/2; quartiles of three values are the outer ones."""
+    result = measure.Comparison([1.0, 2.0, 4.0], [3.0, 2.0, 8.0])
+    assert result.ratios == [3, 1, 2] and result.ratio == 2
+    assert result.quartiles == (1, 3) and result.seconds == 2
+    with pytest.raises(ValueError):
+        _ = measure.Comparison([1.0], []).ratio
+
+
+def test_they_take_turns_and_the_first_one_alternates():
+    calls = []
+    result = measure.compare(lambda: calls.append("o"), lambda: calls.append("t"), rounds=3)
+    assert "".join(calls) == "ot" + "ot" + "to" + "ot"
+    assert len(result.ours) == len(result.theirs) == 3
+    assert all(t >= 0 for t in result.ours + result.theirs)
+
+
+def test_each_time_is_entered_on_its_side(monkeypatch):
+    """A clock on which ours takes 1 s and theirs 5 s."""
+    now = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def taking(seconds: float):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    result = measure.compare(taking(1.0), taking(5.0), rounds=4)
+    assert result.ours == [1] * 4 and result.theirs == [5] * 4 and result.ratio == 5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_operations_of_a_forward_pass(tied):
+    """Two layers of 4 · 8² + 3 · 8 · 12 = 544 weights and an output matrix of 17 · 8 = 136. Three
+    tokens: 2 · 3 · (1088 + 136) = 7344, whether or not the matrix embeds too. They see 1 + 2 + 3 =
+    6 keys: two products of 8 channels, 2 · 2 · 8 · 6 = 192 a layer, 384. Scoring only the last
+    token saves 2 · 2 · 136 = 544."""
+    model = tiny(tie_embeddings=tied)
+    assert measure.matmul_flops(model, tokens=3, attended=6) == 7344 + 384
+    assert measure.matmul_flops(model, tokens=3, attended=6, scored=1) == 7344 + 384 - 544
+
+
+def test_the_peak_counts_two_operations_for_each_product(monkeypatch):
+    """2 · 8³ = 1024 operations; the fastest of three takes half a second: 2048 a second."""
+    times = iter([1.0, 0.5, 2.0])
+    monkeypatch.setattr(measure, "seconds", lambda call: next(times))
+    assert measure.matmul_peak(torch.device("cpu"), size=8, tries=3) == 2048
+
+
+def test_a_table_lines_up_on_the_right():
+    text = measure.table("title", ["a", "ratio"], [["1", "2.00"], ["256", "1.5"]])
+    assert text == "title\n  a  ratio\n  1   2.00\n256    1.5\n"
+
+
+# --- the benchmarks -----------------------------------------------------------------------------
+
+
+def fixed_times(monkeypatch, module) -> None:
+    """Let both sides run once, and say that ours took .5 s and theirs 1 s."""
+
+    def compare(ours, theirs, rounds):
+        ours(), theirs()
+        return measure.Comparison([0.5] * rounds, [1.0] * rounds)
+
+    monkeypatch.setattr(module, "compare", compare)
+
+
+def test_the_table_of_generation(monkeypatch):
+    """Three rows of 4 new tokens in .5 s: 24 tokens a second; ratio 2. Each row reads 3 + 4 - 1 = 6
+    tokens, which see 21 keys, and scores 4: 2 · (6 · 1088 + 4 · 136) + 2 · 4 · 8 · 21 = 15,488
+    operations a row, 46,464 in .5 s; of a peak of 1,000,000 a second that is 9.3 %."""
+    monkeypatch.setattr(generation, "PROMPT_TOKENS", 3)
+    monkeypatch.setattr(generation, "NEW_TOKENS", 4)
+    monkeypatch.setattr(generation, "BARS", {3: 1.4})
+    fixed_times(monkeypatch, generation)
+    lines = generation.main(tiny(), peak=1e6, rounds=3).splitlines()
+    assert len(lines) == 2 + 4
+    settings = [tuple(line.split()[:3]) for line in lines[2:]]
+    assert settings == [("3", padding, choice) for padding in ("none", "left")
+                        for choice in ("greedy", "sampled")]  # fmt: skip
+    for line in lines[2:]:
+        assert line.split()[3:] == ["24", "2.00", "2.00-2.00", "1.4", "9.3%"]
+
+
+def test_padded_prompts_are_padded_and_the_others_not():
+    even, padded = (generation.prompts(tiny(), 16, p)["attention_mask"] for p in (False, True))
+    assert even.all()
+    lengths = padded.sum(1)
+    assert lengths.min() >= generation.PROMPT_TOKENS // 2 and len(set(lengths.tolist())) > 2
+    assert padded[:, -1].all() and not padded[:, 0].all()
+
+
+def test_a_wrong_answer_has_no_speed(monkeypatch):
+    """Other weights on one side: the benchmark refuses to time them."""
+    monkeypatch.setattr(generation, "compare", None)
+    model = tiny(block_size=64)
+    other = generation.to_transformers(model)
+    with torch.no_grad():
+        other.model.norm.weight.mul_(-1)
+    with pytest.raises(AssertionError, match="of the greedy rows agree"):
+        generation.one(model, other.eval(), 4, False, False, 3)
+
+
+def test_the_table_of_the_training_step(monkeypatch):
+    """2 x 3 tokens in .5 s: 12 a second. Operations: three times 2 · 6 · 1224 for the weights and
+    2 · 4 · 8 · 12 keys for attention, 3 · (14,688 + 768) = 46,368 in .5 s: 9.3 % of 1,000,000."""
+    monkeypatch.setattr(training_step, "BATCH", 2)
+    monkeypatch.setattr(training_step, "TOKENS", 3)
+    fixed_times(monkeypatch, training_step)
+    model = tiny()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    lines = training_step.main(model, peak=1e6, rounds=3).splitlines()
+    figures = "12 2.00 2.00-2.00 1.0 9.3%".split()
+    assert [line.split() for line in lines[2:]] == [
+        ["the", "same", "loss", *figures], ["its", "own", "loss", *figures]
+    ]  # fmt: skip
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nosuch"], "unknown benchmark nosuch: choose from generation, training_step"),
+        (["--rounds", "2"], "--rounds must be at least 3"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert message in capsys.readouterr().err
+
+
+def test_the_command_is_there():
+    run = subprocess.run([sys.executable, "-m", "benchmarks", "--help"], cwd=ROOT, text=True,
+                         capture_output=True, check=True)  # fmt: skip
+    assert "generation" in run.stdout and "--rounds" in run.stdout
+
+
+def test_the_random_model_has_the_shape_of_the_recipe():
+    from course_lib.world.recipe import CONFIG
+
+    assert command.BASE_SHAPE == CONFIG
