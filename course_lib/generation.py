@@ -1,7 +1,8 @@
 """Sampling from a language model: a fast path with a key-value cache, and its slow reference.
 
 ``generate`` and ``generate_reference`` draw the same tokens from the same generator; tests hold
-them together. Both take our models and any ``AutoModelForCausalLM``.
+them together. Both take our models and any ``AutoModelForCausalLM``; ``generate_seq2seq`` is for
+encoder-decoders.
 Simplified away: beam search, repetition penalties, streaming.
 """
 
@@ -277,3 +278,60 @@ def generate_reference(
         if ended.all():
             break
     return ids
+
+
+@torch.no_grad()
+def generate_seq2seq(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Write a target for each source. The encoder reads the source once.
+
+    Args:
+        model: one of our encoder-decoders, or an ``AutoModelForSeq2SeqLM``.
+        input_ids, attention_mask: (B, S) sources; the rest as in ``generate``.
+
+    Returns:
+        (B, 1 + new): the model's start token and the target.
+
+    Raises:
+        ValueError: settings out of range, or more tokens than the decoder has positions for.
+    """
+    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
+    if max_new_tokens > _block_size(model):
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} is more than the decoder's context of "
+            f"{_block_size(model)}: ask for fewer."
+        )
+    config, pad = model.config, eos_token_id if pad_token_id is None else pad_token_id
+    ours = hasattr(config, "start_token_id")
+    start = config.start_token_id if ours else config.decoder_start_token_id
+    out = input_ids.new_full((len(input_ids), 1), start)
+    ended = torch.zeros(len(out), dtype=torch.bool, device=out.device)
+    source = {"input_ids": input_ids}
+    cache = None
+    for _ in range(max_new_tokens):
+        result = model(
+            **source, attention_mask=attention_mask, decoder_input_ids=out[:, -1:],
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        source = {"encoder_outputs": (result.encoder_last_hidden_state,)}
+        cache = result.past_key_values
+        uniforms = None if temperature == 0 else _uniforms(len(out), generator, out.device)
+        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms)
+        if eos_token_id is not None:
+            token = token.masked_fill(ended, pad)
+            ended |= token == eos_token_id
+        out = torch.cat([out, token[:, None]], dim=1)
+        if ended.all():
+            break
+    return out

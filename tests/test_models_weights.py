@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
@@ -203,9 +203,12 @@ def test_older_configs_say_the_same_in_other_places(saved):
 
 
 def test_another_architecture_is_refused():
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=7, n_positions=8, n_embd=4, n_layer=1, n_head=1))
-    with pytest.raises(ValueError, match="model_type='gpt2' is not supported.*transformers"):
-        from_transformers(gpt2)
+    neo = GPTNeoForCausalLM(GPTNeoConfig(
+        vocab_size=7, max_position_embeddings=8, hidden_size=4, num_layers=1, num_heads=1,
+        attention_types=[[["global"], 1]],
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match="model_type='gpt_neo' is not supported.*transformers"):
+        from_transformers(neo)
     mistral = MistralForCausalLM(MistralConfig(
         vocab_size=7, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
         num_attention_heads=1, num_key_value_heads=1,

@@ -8,21 +8,6 @@ from course_lib.world import evaluate as ev
 from course_lib.world import lexicon
 
 
-@pytest.mark.parametrize(
-    ("completion", "answer"),
-    [
-        (" 15\nQ: 2", "15"),
-        (" 12 + 3 = 15. 15 - 4 = 11. The answer is 11.\n", "11"),
-        (" Oakby.", "Oakby"),
-        (" dogs<|end|> noise", "dogs"),
-        ("\n dogs", ""),
-        ("", ""),
-    ],
-)
-def test_parse_answer(completion, answer):
-    assert ev.parse_answer(completion) == answer
-
-
 class WordTokenizer:
     """One token a word: makes the arithmetic of ``assemble`` easy to follow."""
 
@@ -37,7 +22,7 @@ def test_assemble_keeps_the_last_examples_that_fit():
 
 
 def test_assemble_refuses_a_query_that_does_not_fit():
-    with pytest.raises(ValueError, match="needs 3 tokens more than the context of 4"):
+    with pytest.raises(ValueError, match="needs 3 tokens more than the budget of 2"):
         ev.assemble(ev.Item("q " * 5, "a", (), max_new_tokens=2), WordTokenizer(), 4)
 
 
@@ -77,5 +62,4 @@ def test_label_items_show_both_labels_from_two_shots_on():
 
 def test_confidence_of_half_of_200_items():
     """z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n) with p = .5, n = 200: .0686."""
-    assert ev.confidence(0.5, 200) == pytest.approx(0.0686, abs=1e-3)
-    assert 0 < ev.confidence(1.0, 200) < 0.02
+    assert ev.confidence(0.5, 200) == pytest.approx(0.0686, abs=1e-4)

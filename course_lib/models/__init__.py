@@ -1,6 +1,16 @@
 """The course's models, in plain PyTorch, with transformers' calling convention."""
 
-from course_lib.models.decoder import DecoderOutput, Llama, LlamaConfig
+from course_lib.models.decoder import (
+    BLOOM,
+    GPT2,
+    BLOOMConfig,
+    DecoderOutput,
+    GPT2Config,
+    Llama,
+    LlamaConfig,
+)
+from course_lib.models.encoder import BERT, BERTConfig, EncoderOutput, RoBERTa, RoBERTaConfig
+from course_lib.models.seq2seq import BART, T5, BARTConfig, Seq2SeqOutput, T5Config
 from course_lib.models.weights import (
     from_pretrained,
     from_transformers,
@@ -9,6 +19,8 @@ from course_lib.models.weights import (
 )
 
 __all__ = [
-    "DecoderOutput", "Llama", "LlamaConfig", "from_pretrained", "from_transformers",
-    "save_pretrained", "to_transformers",
+    "BART", "BARTConfig", "BERT", "BERTConfig", "BLOOM", "BLOOMConfig", "DecoderOutput",
+    "EncoderOutput", "GPT2", "GPT2Config", "Llama", "LlamaConfig", "RoBERTa", "RoBERTaConfig",
+    "Seq2SeqOutput", "T5", "T5Config", "from_pretrained", "from_transformers", "save_pretrained",
+    "to_transformers",
 ]  # fmt: skip

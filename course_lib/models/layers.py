@@ -5,9 +5,16 @@ of width D, C = H · D channels. Masks are True = keep.
 Simplified away: dropout (the course's models are too small and too briefly trained to need it).
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+gelu_tanh = partial(F.gelu, approximate="tanh")
+"""The approximation that GPT-2, BLOOM and T5 v1.1 were trained with."""
 
 
 class RMSNorm(nn.Module):
@@ -56,6 +63,50 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
+def alibi_slopes(n_head: int) -> Tensor:
+    """How much each head dislikes distance (Press et al., 2022, section 3). (H,).
+
+    The slopes are the powers of 2^(-8/H), head h from 1 on. Where H is no power of two, the further
+    heads take every second slope of twice as many heads.
+    """
+    whole = 2 ** int(math.log2(n_head))
+    slopes = [2 ** (-8 * h / whole) for h in range(1, whole + 1)]
+    slopes += [2 ** (-4 * h / whole) for h in range(1, 2 * (n_head - whole), 2)]
+    return torch.tensor(slopes)
+
+
+class RelativePositions(nn.Module):
+    """T5's learnt bias for each head and each bucket of distances (Raffel et al., 2020, 2.1).
+
+    Half of the buckets hold one distance each, the others ranges that grow logarithmically up to
+    ``max_distance``. A bidirectional table keeps half of all buckets for the keys that follow.
+    """
+
+    def __init__(self, n_bucket: int, max_distance: int, n_head: int, bidirectional: bool):
+        super().__init__()
+        self.max_distance, self.bidirectional = max_distance, bidirectional
+        self.bias = nn.Embedding(n_bucket, n_head)
+
+    def bucket(self, offset: Tensor) -> Tensor:
+        """The bucket of each offset, key position - query position. Any shape, int64."""
+        n_bucket = self.bias.num_embeddings
+        if self.bidirectional:
+            n_bucket //= 2
+            first, distance = (offset > 0) * n_bucket, offset.abs()
+        else:
+            first, distance = 0, (-offset).clamp(min=0)
+        exact = n_bucket // 2
+        growth = torch.log(distance.clamp(min=1) / exact) / math.log(self.max_distance / exact)
+        far = (exact + (growth * (n_bucket - exact)).long()).clamp(max=n_bucket - 1)
+        return first + torch.where(distance < exact, distance, far)
+
+    def forward(self, T: int, S: int) -> Tensor:
+        """The bias of the last T of S tokens towards all S: (1, H, T, S)."""
+        places = torch.arange(S, device=self.bias.weight.device)
+        offset = places - places[S - T :, None]  # (T, S)
+        return self.bias(self.bucket(offset)).permute(2, 0, 1)[None]
+
+
 class KVCache:
     """Keys and values of the tokens a decoder has read, in room made beforehand.
 
@@ -84,6 +135,10 @@ class KVCache:
         self._keys[layer][:, :, self.length : end] = k
         self._values[layer][:, :, self.length : end] = v
         return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of the layer: (B, H_kv, length, D)."""
+        return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
 
     def _grow(self, layer: int, like: Tensor, end: int) -> None:
         B, H, _, D = like.shape
@@ -123,44 +178,93 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √D + bias) v (Vaswani et al., 2017, eq. 1).
+def causal_bias(
+    attention_mask: Tensor | None, T: int, past: int, like: Tensor, explicit: bool = False
+) -> Tensor | None:
+    """What hides padding and the tokens to come from T new tokens after ``past`` cached ones.
+
+    Args:
+        attention_mask: (B, past + T), 1 = keep; None = no padding.
+        like: a tensor of the wanted dtype and device.
+        explicit: return a bias even where ``attend`` would do without.
+
+    Returns:
+        (B or 1, 1, T, S), or None where the plain causal mask will do.
+    """
+    if attention_mask is None and (past == 0 or T == 1) and not explicit:
+        return None
+    mask = causal_mask(T, past + T, like.device)[None, None]  # (1, 1, T, S)
+    if attention_mask is not None:
+        mask = mask & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
+        # A padded query may see nothing, and its softmax would be 0/0: let it see itself.
+        mask[..., past:].diagonal(dim1=-2, dim2=-1).fill_(True)
+    return mask_bias(mask, like.dtype)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v (Vaswani et al., 2017, eq. 1).
 
     Args:
         q: (B, H, T, D).
         k, v: (B, H_kv, S, D); each key head serves H / H_kv query heads.
-        bias: (B or 1, H or 1, T, S), -inf hides a key; None = the plain causal mask, for which T
-            must be S or 1.
+        bias: (B or 1, H or 1, T, S), -inf hides a key; the causal mask, where wanted, is in it.
+        causal: without a bias, apply the plain causal mask, for which T must be S or 1.
+        scale: of the scores, 1 / √D when None.
 
     Returns:
         (B, H, T, D).
     """
     B, H, T, D = q.shape
     if T > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
+        causal = causal and bias is None and T > 1
         return F.scaled_dot_product_attention(
-            q, k, v, bias, is_causal=bias is None and T > 1, enable_gqa=k.shape[1] != H
+            q, k, v, bias, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != H
         )
     # One query a head: on a CPU two plain products are faster than the fused kernel.
     grouped = q.view(B, -1, H // k.shape[1], D)  # (B, H_kv, H/H_kv, D)
-    scores = (grouped * D**-0.5) @ k.transpose(2, 3)  # (B, H_kv, H/H_kv, S)
+    scores = (grouped * (scale or D**-0.5)) @ k.transpose(2, 3)  # (B, H_kv, H/H_kv, S)
     if bias is not None:
         scores = scores.view(B, H, 1, -1) + bias
     return (scores.softmax(-1).view(B, k.shape[1], -1, k.shape[2]) @ v).view(B, H, 1, D)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with rotary positions and grouped key-value heads.
+    """Multi-head attention, to itself or to a source, with grouped key-value heads.
 
     With ``n_kv_head < n_head`` several query heads share a key-value head (Ainslie et al., 2023).
+
+    Args:
+        n_kv_head: ``n_head`` when None.
+        head_width: D, ``n_embd // n_head`` when None.
+        bias: whether the four matrices have one.
+        causal, scale: see ``attend``.
     """
 
-    def __init__(self, n_embd: int, n_head: int, n_kv_head: int):
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        n_kv_head: int | None = None,
+        head_width: int | None = None,
+        bias: bool = False,
+        causal: bool = True,
+        scale: float | None = None,
+    ):
         super().__init__()
-        self.n_head, self.n_kv_head, self.head_width = n_head, n_kv_head, n_embd // n_head
-        self.q = nn.Linear(n_embd, n_head * self.head_width, bias=False)
-        self.k = nn.Linear(n_embd, n_kv_head * self.head_width, bias=False)
-        self.v = nn.Linear(n_embd, n_kv_head * self.head_width, bias=False)
-        self.out = nn.Linear(n_head * self.head_width, n_embd, bias=False)
+        self.n_head, self.n_kv_head = n_head, n_kv_head or n_head
+        self.head_width = head_width or n_embd // n_head
+        self.causal, self.scale = causal, scale
+        self.q = nn.Linear(n_embd, self.n_head * self.head_width, bias)
+        self.k = nn.Linear(n_embd, self.n_kv_head * self.head_width, bias)
+        self.v = nn.Linear(n_embd, self.n_kv_head * self.head_width, bias)
+        self.out = nn.Linear(self.n_head * self.head_width, n_embd, bias)
 
     def split(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads · D) -> (B, heads, T, D)."""
@@ -170,40 +274,115 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
         cache: tuple[KVCache, int] | None = None,
+        source: Tensor | None = None,
     ) -> Tensor:
         """
         Args:
             x: (B, T, C).
             rotary: cos and sin of the new tokens' positions, (B or 1, 1, T, D).
-            bias: see ``attend``; None = plain causal mask.
+            bias: see ``attend``.
             cache: the cache and this layer's number in it.
+            source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
 
         Returns:
             (B, T, C).
         """
         B, T, _ = x.shape
-        q = rotate(self.split(self.q(x), self.n_head), *rotary)  # (B, H, T, D)
-        k = rotate(self.split(self.k(x), self.n_kv_head), *rotary)  # (B, H_kv, T, D)
-        v = self.split(self.v(x), self.n_kv_head)
-        if cache is not None:
-            store, layer = cache
-            k, v = store.append(layer, k, v)  # (B, H_kv, S, D)
-        heads = attend(q, k, v, bias)  # (B, H, T, D)
+        q = self.split(self.q(x), self.n_head)  # (B, H, T, D)
+        store, layer = (None, 0) if cache is None else cache
+        if source is not None and store is not None and store.length:
+            k, v = store.read(layer)
+        else:
+            seen = x if source is None else source
+            k = self.split(self.k(seen), self.n_kv_head)  # (B, H_kv, T or S, D)
+            v = self.split(self.v(seen), self.n_kv_head)
+            if rotary is not None:
+                q, k = rotate(q, *rotary), rotate(k, *rotary)
+            if store is not None:
+                k, v = store.append(layer, k, v)  # (B, H_kv, S, D)
+        heads = attend(q, k, v, bias, self.causal, self.scale)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).reshape(B, T, self.n_head * self.head_width))
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)) (Shazeer, 2020, eq. 6)."""
+class FeedForward(nn.Module):
+    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2)."""
 
-    def __init__(self, n_embd: int, n_inner: int):
+    def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias: bool = True):
         super().__init__()
+        self.activation = activation
+        self.up = nn.Linear(n_embd, n_inner, bias)
+        self.down = nn.Linear(n_inner, n_embd, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        return self.down(self.activation(self.up(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """down(activation(gate(x)) · up(x)), without biases (Shazeer, 2020, eq. 6)."""
+
+    def __init__(self, n_embd: int, n_inner: int, activation: Callable):
+        super().__init__()
+        self.activation = activation
         self.gate = nn.Linear(n_embd, n_inner, bias=False)
         self.up = nn.Linear(n_embd, n_inner, bias=False)
         self.down = nn.Linear(n_inner, n_embd, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
+
+
+SwiGLU = partial(GatedFeedForward, activation=F.silu)
+GEGLU = partial(GatedFeedForward, activation=gelu_tanh)
+
+
+class Block(nn.Module):
+    """Attention, cross-attention where there is one, feed-forward; a residual and a norm for each.
+
+    Args:
+        norm: makes a fresh norm; called once for each sublayer.
+        pre_norm: x + sublayer(norm(x)), as in GPT-2 and after; else norm(x + sublayer(x)), as in
+            the first Transformer (Xiong et al., 2020, figure 1).
+    """
+
+    def __init__(
+        self,
+        norm: Callable[[], nn.Module],
+        attention: Attention,
+        feed_forward: nn.Module,
+        cross_attention: Attention | None = None,
+        pre_norm: bool = True,
+    ):
+        super().__init__()
+        self.pre_norm = pre_norm
+        self.attention, self.feed_forward = attention, feed_forward
+        self.cross_attention = cross_attention
+        self.attention_norm, self.feed_forward_norm = norm(), norm()
+        self.cross_attention_norm = None if cross_attention is None else norm()
+
+    def add(self, x: Tensor, norm: nn.Module, sublayer: nn.Module, *args) -> Tensor:
+        """x: (B, T, C) -> (B, T, C)."""
+        if self.pre_norm:
+            return x + sublayer(norm(x), *args)
+        return norm(x + sublayer(x, *args))
+
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor] | None = None,
+        bias: Tensor | None = None,
+        cache: tuple[KVCache, int] | None = None,
+        source: Tensor | None = None,
+        source_bias: Tensor | None = None,
+        source_cache: tuple[KVCache, int] | None = None,
+    ) -> Tensor:
+        """x: (B, T, C) -> (B, T, C); the rest as in ``Attention.forward``."""
+        x = self.add(x, self.attention_norm, self.attention, rotary, bias, cache)
+        if self.cross_attention is not None:
+            cross = (None, source_bias, source_cache, source)
+            x = self.add(x, self.cross_attention_norm, self.cross_attention, *cross)
+        return self.add(x, self.feed_forward_norm, self.feed_forward)

@@ -1,11 +1,14 @@
 """Weights across the border: to and from transformers' models and their files.
 
-A folder holds ``config.json`` and ``model.safetensors`` as transformers writes them. Fields that
-change the computation and that these models do not have are refused by name.
+A folder holds ``config.json`` and ``model.safetensors`` as transformers writes them. The names of
+both sides stand in ``families``. Fields that change the computation and that these models do not
+have are refused by name.
 """
 
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,135 +16,215 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from course_lib.models.decoder import Llama, LlamaConfig
-
-LLAMA_FIELDS = {
-    "vocab_size": "vocab_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "n_embd": "hidden_size",
-    "n_inner": "intermediate_size",
-    "block_size": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "tie_embeddings": "tie_word_embeddings",
-}
-"""Our config's field -> transformers'."""
-REQUIRED_VALUES = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
-    "attention_dropout": (0, 0.0),
-    "rope_scaling": (None,),
-    "pretraining_tp": (1,),
-    "rope_interleaved": (False,),
-}
-"""Fields that may be there only with one of these values."""
-WITHOUT_EFFECT = {
-    "architectures", "bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype",
-    "initializer_range", "transformers_version", "use_cache", "head_dim", "rope_theta",
-    "rope_parameters", "_name_or_path", "output_attentions", "output_hidden_states", "return_dict",
-    "chunk_size_feed_forward", "id2label", "label2id", "is_encoder_decoder", "problem_type",
-    "_attn_implementation_autoset", "is_llama_config", "transformers.js_config",
-}  # fmt: skip
-"""Fields that do not change the logits, or (head_dim, rope_*) are checked on their own."""
-LLAMA_NAMES = (
-    ("model.embed_tokens.", "embed."),
-    ("model.layers.", "blocks."),
-    (".self_attn.q_proj.", ".attention.q."),
-    (".self_attn.k_proj.", ".attention.k."),
-    (".self_attn.v_proj.", ".attention.v."),
-    (".self_attn.o_proj.", ".attention.out."),
-    (".mlp.gate_proj.", ".feed_forward.gate."),
-    (".mlp.up_proj.", ".feed_forward.up."),
-    (".mlp.down_proj.", ".feed_forward.down."),
-    (".input_layernorm.", ".attention_norm."),
-    (".post_attention_layernorm.", ".feed_forward_norm."),
-    ("model.norm.", "norm."),
-    ("lm_head.", "head."),
-)
-"""Parts of a parameter's name: transformers' and ours."""
+from course_lib.models.base import Model
+from course_lib.models.families import FAMILIES, WITHOUT_EFFECT, Family, pairs
+from course_lib.models.seq2seq import T5
 
 
-def _rename(name: str, to_ours: bool) -> str:
-    for theirs, ours in LLAMA_NAMES:
-        old, new = (theirs, ours) if to_ours else (ours, theirs)
-        if old in name and (old.startswith(".") or name.startswith(old)):
-            name = name.replace(old, new, 1)
-    return name
+def _refuse(name: str, value, allowed: str) -> None:
+    raise ValueError(
+        f"config field {name}={value!r} is not supported (only {allowed}): load this model with "
+        "transformers instead."
+    )
 
 
-def config_from_transformers(fields: dict) -> LlamaConfig:
+def _check_fields(family: Family, fields: dict) -> None:
+    """Raise a ValueError that names a field that we do not know or whose value we do not have."""
+    for name, allowed in family.required.items():
+        if name in fields and fields[name] not in allowed:
+            _refuse(name, fields[name], " or ".join(map(repr, allowed)))
+    for name, other in pairs(family.same).items():
+        if name in fields and fields[name] != fields.get(other):
+            _refuse(name, fields[name], f"{other}={fields.get(other)!r}")
+    known = {*pairs(family.fields), *pairs(family.same), *family.required, *WITHOUT_EFFECT}
+    if unknown := sorted(set(fields) - known - set(family.ignored.split()) - {"model_type"}):
+        raise ValueError(
+            f"unknown config fields {unknown}: they might change what the model computes, so the "
+            "model is not loaded. Load it with transformers instead."
+        )
+
+
+def _read_special(fields: dict, values: dict) -> None:
+    """Fields that have another form here."""
+    kind = fields["model_type"]
+    if kind == "llama":
+        values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
+        rope = fields.get("rope_parameters") or {}
+        if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
+            _refuse("rope_parameters", rope, "the default type")
+        values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
+    if kind == "t5":
+        form = fields.get("feed_forward_proj", "relu")
+        if form not in ("relu", "gated-gelu"):
+            _refuse("feed_forward_proj", form, "'relu' or 'gated-gelu'")
+        values["gated"] = form == "gated-gelu"
+        tied = fields.get("tie_word_embeddings") is not False
+        values["tie_embeddings"] = fields.get("scale_decoder_outputs", tied)
+        if values["start_token_id"] is None:
+            values["start_token_id"] = fields.get("pad_token_id") or 0
+
+
+def config_from_transformers(fields: dict):
     """Our config from the content of a ``config.json``.
 
     Raises:
         ValueError: a field that is missing, unknown, or has a value that is not supported; the
             message names it.
     """
-    for name, allowed in REQUIRED_VALUES.items():
-        if name in fields and fields[name] not in allowed:
-            raise ValueError(
-                f"config field {name}={fields[name]!r} is not supported (only "
-                f"{' or '.join(map(repr, allowed))}): load this model with transformers instead."
-            )
-    known = {*LLAMA_FIELDS.values(), *REQUIRED_VALUES, *WITHOUT_EFFECT}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(
-            f"unknown config fields {unknown}: they might change what the model computes, so the "
-            "model is not loaded. Load it with transformers instead."
-        )
-    values = {ours: fields.get(theirs) for ours, theirs in LLAMA_FIELDS.items()}
-    values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
-    values["tie_embeddings"] = bool(values["tie_embeddings"])
-    rope = fields.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-        raise ValueError(f"config field rope_parameters={rope} is not supported (only default).")
-    values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-    if missing := [LLAMA_FIELDS[k] for k, v in values.items() if v is None]:
-        raise ValueError(f"config.json lacks the fields {missing}: is it a Llama model's?")
-    config, head_dim = LlamaConfig(**values), fields.get("head_dim")
-    if head_dim not in (None, config.n_embd // config.n_head):
-        raise ValueError(
-            f"config field head_dim={head_dim} is not supported: heads here share the "
-            f"{config.n_embd} channels equally."
-        )
+    kind = fields.get("model_type")
+    if kind not in FAMILIES:
+        _refuse("model_type", kind, " or ".join(map(repr, FAMILIES)))
+    family = FAMILIES[kind]
+    _check_fields(family, fields)
+    architecture = (fields.get("architectures") or family.classes)[0]
+    if architecture not in family.classes:
+        _refuse("architectures", architecture, " or ".join(map(repr, family.classes)))
+    names = pairs(family.fields)
+    optional = {"num_key_value_heads", "decoder_start_token_id", *family.defaults}
+    if missing := [name for name in names if fields.get(name) is None and name not in optional]:
+        raise ValueError(f"config.json lacks the fields {missing}: is it a {kind} model's?")
+    given = {name: value for name, value in fields.items() if value is not None}
+    read = {**family.defaults, **given}
+    values = {ours: read.get(theirs) for theirs, ours in names.items()}
+    _read_special(fields, values)
+    if architecture in family.classes[1:]:
+        values["n_label"] = len(fields.get("id2label") or range(fields.get("num_labels", 2)))
+    config = family.config(**values)
+    if kind == "roberta":  # transformers counts the rows of the position table
+        config = replace(config, block_size=config.block_size - config.first_position)
+    if kind == "llama" and fields.get("head_dim") not in (None, config.n_embd // config.n_head):
+        _refuse("head_dim", fields["head_dim"], f"an equal share of {config.n_embd} channels")
     return config
 
 
+def _family(config) -> tuple[str, Family]:
+    return next((kind, f) for kind, f in FAMILIES.items() if f.config is type(config))
+
+
+def _write_special(kind: str, config) -> dict:
+    """Fields that have another form there."""
+    if kind == "roberta":
+        return {"max_position_embeddings": config.first_position + config.block_size}
+    if kind == "llama":
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    if kind == "t5":
+        return {
+            "feed_forward_proj": "gated-gelu" if config.gated else "relu",
+            "tie_word_embeddings": config.tie_embeddings,
+            "scale_decoder_outputs": config.tie_embeddings,
+        }
+    return {}
+
+
 def config_to_transformers(
-    config: LlamaConfig,
+    config,
     dtype: torch.dtype = torch.float32,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> dict:
     """The content of a ``config.json`` that transformers reads as the same model."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+    kind, family = _family(config)
+    n_label = getattr(config, "n_label", None)
+    fields = {
+        "architectures": [family.classes[1 if n_label else 0]],
+        "model_type": kind,
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "dtype": str(dtype).removeprefix("torch."),
-        **{theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()},
     }
+    in_use = ("hidden_act", "activation_function", "attention_bias", "mlp_bias")
+    fields.update({name: family.required[name][0] for name in in_use if name in family.required})
+    fields.update({theirs: getattr(config, ours) for theirs, ours in pairs(family.fields).items()})
+    fields.update({name: fields[other] for name, other in pairs(family.same).items()})
+    if n_label:
+        fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
+        fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
+    return {**fields, **_write_special(kind, config)}
 
 
-def _unfilled(config: LlamaConfig) -> Llama:
+def _rename(name: str, table: dict[str, str]) -> str | None:
+    """The name on the other side; None where the table has no such weight."""
+    number = re.search(r"\.(\d+)\.", name)
+    starred = name if number is None else name.replace(number[0], ".*.", 1)
+    for key in (name, starred):
+        module, _, leaf = key.rpartition(".")
+        new = table[key] if key in table else f"{table[module]}.{leaf}" if module in table else None
+        if new is not None:
+            return new if number is None else new.replace("*", number[1], 1)
+    return None
+
+
+def _to_ours(config, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """transformers' weights under our names and in our layout; names we lack stay as they are."""
+    kind, family = _family(config)
+    table, weights, ours = family.weight_names(config), dict(weights), {}
+    prefix = next(iter(table)).split(".")[0] + "."  # files of a model without a head leave it out
+    for copy, original in pairs(family.repeats).items():
+        if copy in weights:
+            tensor = weights.pop(copy)
+            if copy.endswith("weight") and not torch.equal(
+                tensor, weights.get(original, tensor)
+            ):
+                raise ValueError(f"{source}: {copy} differs from {original}: they must be tied.")
+            weights.setdefault(original, tensor)
+    for name, tensor in weights.items():
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # BERT's first files
+        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
+        new = _rename(name, table) or _rename(prefix + name, table) or name
+        if new.startswith("-"):
+            continue
+        if family.transposed and new.startswith("blocks.") and tensor.ndim == 2:
+            tensor = tensor.T
+        if ".qkv." in new:
+            shape = (3, config.n_head, -1) if family.fused == 0 else (config.n_head, 3, -1)
+            parts = tensor.unflatten(0, shape).unbind(family.fused)  # each (H, D, ...)
+            for part, x in zip("qkv", parts, strict=True):
+                ours[new.replace(".qkv.", f".{part}.")] = x.flatten(0, 1)
+        else:
+            ours[new] = tensor
+    return ours
+
+
+def _to_theirs(model: Model) -> dict[str, Tensor]:
+    """Our weights under transformers' names and in its layout, without second copies of matrices.
+
+    A bias that transformers names twice is there twice: an untied model reads one of them only.
+    """
+    config, ours, weights = model.config, dict(model.state_dict()), {}
+    _, family = _family(config)
+    table = {ours: theirs for theirs, ours in family.weight_names(config).items()}
+    if family.fused is not None:
+        for q in [name for name in ours if ".attention.q." in name]:
+            parts = [ours.pop(q.replace(".q.", f".{part}.")) for part in "qkv"]
+            parts = [x.unflatten(0, (config.n_head, -1)) for x in parts]  # (H, D, ...)
+            ours[q.replace(".q.", ".qkv.")] = torch.stack(parts, family.fused).flatten(0, 2)
+    for name, tensor in ours.items():
+        transposed = family.transposed and name.startswith("blocks.") and tensor.ndim == 2
+        weights[_rename(name, table)] = tensor.T if transposed else tensor
+    for copy, original in pairs(family.repeats).items():
+        if copy.endswith("bias") and original in weights:
+            weights[copy] = weights[original].clone()
+    return weights
+
+
+def _unfilled(config) -> Model:
     """A model whose weights are about to be replaced: it must not use up random numbers."""
     with torch.random.fork_rng(devices=[]):
-        return Llama(config)
+        return _family(config)[1].model(config)
 
 
-def _load(model: Llama, weights: dict[str, Tensor], source: str) -> Llama:
+def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
     """Copy transformers-named weights into the model, every one of them and no other."""
-    ours = {_rename(name, to_ours=True): tensor for name, tensor in weights.items()}
+    ours = _to_ours(model.config, weights, source)
+    embed = ours.get("embed.weight", torch.empty(0))
     if model.head is None:
-        ours.pop("head.weight", None)
+        if not torch.equal(ours.pop("head.weight", embed), embed):
+            raise ValueError(
+                f"{source}: the config ties the output matrix to the embeddings, but they differ."
+            )
+    elif isinstance(model, T5):
+        ours.setdefault("head.weight", embed)  # untied in name, yet stored once
     wanted = model.state_dict()
     missing, extra = sorted(set(wanted) - set(ours)), sorted(set(ours) - set(wanted))
     if missing or extra:
@@ -156,32 +239,44 @@ def _load(model: Llama, weights: dict[str, Tensor], source: str) -> Llama:
     return model
 
 
-def from_transformers(hf_model: nn.Module) -> Llama:
-    """Our copy of a ``transformers.LlamaForCausalLM``, in the same dtype and on the same device.
+def from_transformers(hf_model: nn.Module) -> Model:
+    """Our copy of a transformers model, in the same dtype and on the same device.
 
     Raises:
         ValueError: another architecture, or a config field that is not supported (named).
     """
     parameter = next(hf_model.parameters())
-    config = config_from_transformers(hf_model.config.to_dict())
-    model = _unfilled(config).to(parameter.device, parameter.dtype).train(hf_model.training)
+    fields = {**hf_model.config.to_dict(), "architectures": [type(hf_model).__name__]}
+    model = _unfilled(config_from_transformers(fields))
+    model = model.to(parameter.device, parameter.dtype).train(hf_model.training)
     return _load(model, hf_model.state_dict(), type(hf_model).__name__)
 
 
-def to_transformers(model: Llama) -> nn.Module:
-    """A ``transformers.LlamaForCausalLM`` with a copy of the model's weights."""
-    from transformers import LlamaConfig as HFConfig
-    from transformers import LlamaForCausalLM
+def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
+    """The transformers model with a copy of the model's weights.
+
+    Args:
+        pad_token_id: by it a decoder's classifier over there finds the last token of each row.
+    """
+    import transformers
 
     dtype = model.embed.weight.dtype
-    config = HFConfig(**config_to_transformers(model.config, dtype))
+    fields = config_to_transformers(model.config, dtype, pad_token_id=pad_token_id)
+    hf_class = getattr(transformers, fields["architectures"][0])
     with torch.random.fork_rng(devices=[]):
-        hf_model = LlamaForCausalLM(config)
+        hf_model = hf_class(hf_class.config_class(**fields))
+    if model.head is not None:  # T5 is tied over there whatever its config says
+        output = hf_model.get_output_embeddings()
+        output.weight = nn.Parameter(output.weight.detach().clone())
     for parameter in hf_model.parameters():  # .to(dtype) would round the rotary frequencies too
         parameter.data = parameter.data.to(dtype)
-    weights = {_rename(n, to_ours=False): t for n, t in model.state_dict().items()}
-    if model.head is None:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    weights, (_, family) = _to_theirs(model), _family(model.config)
+    for copy, original in pairs(family.repeats).items():
+        if original in weights:
+            weights.setdefault(copy, weights[original])
+    names = {ours: theirs for theirs, ours in family.weight_names(model.config).items()}
+    if model.head is None and "head" in names:
+        weights[names["head"] + ".weight"] = weights[names["embed"] + ".weight"]
     hf_model.load_state_dict(weights)
     return hf_model.to(model.device).train(model.training)
 
@@ -198,7 +293,7 @@ def _download(hub_id: str) -> Path:
         ) from None
 
 
-def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float32) -> Llama:
+def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """Load a model from a folder, or from the hub (needs the network) when there is no such folder.
 
     Args:
@@ -237,7 +332,7 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
 
 
 def save_pretrained(
-    model: Llama,
+    model: Model,
     folder: str | Path,
     dtype: torch.dtype | None = None,
     eos_token_id: int | None = None,
@@ -255,8 +350,8 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
     weights = {
-        _rename(name, to_ours=False): tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu", dtype).contiguous()
+        for name, tensor in _to_theirs(model).items()
     }
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     names = ("model.safetensors", "config.json")

@@ -7,7 +7,6 @@ the answer must match to the letter. No gradient step is taken.
 
 import argparse
 import json
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from functools import partial
 
 import torch
 
+from course_lib.completion import complete, context_size, fit, parse_answer, token_counter, wilson
 from course_lib.world import facts, lists, tasks
 from course_lib.world.arithmetic import TRIGGER, draw_problem
 from course_lib.world.documents import (
@@ -27,7 +27,6 @@ from course_lib.world.documents import (
 from course_lib.world.heldout import HELD_OUT_COMPOSITIONS
 
 MAX_NEW_TOKENS = 64
-ANSWER_MARK = "The answer is"
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,6 @@ class Item:
     answer: str
     examples: tuple[str, ...] = ()
     max_new_tokens: int = 12
-
-
-def parse_answer(completion: str) -> str:
-    """The answer in a completion: what follows "The answer is", else the first line.
-
-    Example:
-        >>> parse_answer(" 12 + 3 = 15. The answer is 15.")
-        '15'
-    """
-    line = completion.split("<|end|>")[0].lstrip(" ").split("\n")[0]
-    if ANSWER_MARK in line:
-        line = line.split(ANSWER_MARK)[-1]
-    return line.strip().rstrip(".").strip()
 
 
 # --- items --------------------------------------------------------------------------------------
@@ -204,58 +190,27 @@ FIGURES: dict[str, Callable[[random.Random], Item]] = {
 # --- scoring ------------------------------------------------------------------------------------
 
 
-def assemble(item: Item, tokenizer, block_size: int) -> str:
+def assemble(item: Item, tokenizer, block_size: float) -> str:
     """The prompt: the last examples that fit beside the query and the completion.
 
     Raises:
         ValueError: not even the query alone fits.
     """
-    budget = block_size - item.max_new_tokens - len(tokenizer(item.query)["input_ids"])
-    if budget < 0:
-        raise ValueError(
-            f"The query needs {-budget} tokens more than the context of {block_size} holds beside "
-            f"{item.max_new_tokens} new ones: shorten it or ask for fewer new tokens."
-        )
-    chosen: list[str] = []
-    for example in reversed(item.examples):
-        budget -= len(tokenizer(example)["input_ids"])
-        if budget < 0:
-            break
-        chosen.insert(0, example)
-    return "".join(chosen) + item.query
 
+    def render(examples) -> str:
+        return "".join(examples) + item.query
 
-@torch.no_grad()
-def complete(model, tokenizer, prompts: list[str], max_new_tokens: int,
-             batch_size: int = 128) -> list[str]:  # fmt: skip
-    """Greedy completions of the prompts, each up to the end of its line."""
-    from course_lib.generation import generate
-
-    newline = tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
-    device = next(model.parameters()).device
-    completions: list[str] = []
-    for i in range(0, len(prompts), batch_size):
-        batch = tokenizer(prompts[i : i + batch_size], padding=True, padding_side="left",
-                          return_tensors="pt").to(device)  # fmt: skip
-        ids = generate(model, batch["input_ids"], batch["attention_mask"], temperature=0.0,
-                       max_new_tokens=max_new_tokens, eos_token_id=newline)  # fmt: skip
-        new = ids[:, batch["input_ids"].shape[1] :]
-        completions += [tokenizer.decode(row) for row in new]
-    return completions
+    room = block_size - item.max_new_tokens
+    return render(fit(item.examples, render, room, token_counter(tokenizer)))
 
 
 def accuracy(model, tokenizer, items: list[Item]) -> float:
     """Share of the items whose parsed completion equals the answer."""
-    block_size = _block_size(model)
+    block_size = context_size(model)
     prompts = [assemble(item, tokenizer, block_size) for item in items]
     completions = complete(model, tokenizer, prompts, max(i.max_new_tokens for i in items))
     hits = [parse_answer(c) == i.answer for c, i in zip(completions, items, strict=True)]
     return sum(hits) / len(hits)
-
-
-def _block_size(model) -> int:
-    config = model.config
-    return getattr(config, "block_size", None) or config.max_position_embeddings
 
 
 @torch.no_grad()
@@ -266,7 +221,7 @@ def losses_by_kind(model, tokenizer, seed: int = 0, documents_per_kind: int = 40
     from course_lib.world.documents import KINDS
 
     model.eval()
-    device, block_size = next(model.parameters()).device, _block_size(model)
+    device, block_size = next(model.parameters()).device, context_size(model)
     result = {}
     for kind, draw in KINDS.items():
         rng = random.Random(f"{VALIDATION_SEED + seed} {kind}")
@@ -287,7 +242,7 @@ def validation_loss(model, tokenizer_path, seed: int = 0, rows: int = 128) -> fl
     from course_lib.world.corpus import VALIDATION_SEED, packed_rows
 
     model.eval()
-    block = next(packed_rows(VALIDATION_SEED + seed, tokenizer_path, _block_size(model), 1))
+    block = next(packed_rows(VALIDATION_SEED + seed, tokenizer_path, context_size(model), 1))
     device = next(model.parameters()).device
     total = []
     for part in torch.from_numpy(block[:rows].astype("int64")).split(32):
@@ -327,9 +282,8 @@ def evaluate(
 
 
 def confidence(share: float, items: int) -> float:
-    """Half the width of the 95 % interval of a share (Wilson, 1927, without its shift)."""
-    z = 1.96
-    return z / (1 + z * z / items) * math.sqrt(share * (1 - share) / items + (z / items / 2) ** 2)
+    """Half the width of the 95 % interval of a share (``completion.wilson``)."""
+    return wilson(share, items).half_width
 
 
 def main() -> None:
@@ -352,7 +306,8 @@ def main() -> None:
         print(json.dumps({k: round(v, 4) for k, v in table.items()}, indent=2))
     else:
         for name, value in table.items():
-            spread = "" if name == "loss" else f" ± {confidence(value, args.items):.3f}"
+            interval = "" if name == "loss" else wilson(value, args.items)
+            spread = interval and f"  95 %: {interval.low:.3f} to {interval.high:.3f}"
             print(f"{name:28s} {value:.3f}{spread}")
 
 
