@@ -30,6 +30,7 @@ book: venv
 test: venv
 	$(PY) -m ruff check .
 	$(PY) -m pytest
+	$(PY) tools/parity.py
 
 notebooks: venv
 	$(PY) tools/notebooks.py $(if $(ALL),--all)

@@ -5,7 +5,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity import Parity
+from parity_record import Parity
 from random_families import SEEDS, SIZES, build, there_and_back
 from random_models import batches, chunks
 from transformers.models.t5.modeling_t5 import T5Attention

@@ -3,7 +3,10 @@
 import random
 
 import pytest
+import torch
+from text_models import Words
 
+from course_lib.models import Llama, LlamaConfig
 from course_lib.world import evaluate as ev
 from course_lib.world import lexicon
 
@@ -63,3 +66,20 @@ def test_label_items_show_both_labels_from_two_shots_on():
 def test_confidence_of_half_of_200_items():
     """z sqrt(p(1-p)/n + z²/4n²) / (1 + z²/n) with p = .5, n = 200: .0686."""
     assert ev.confidence(0.5, 200) == pytest.approx(0.0686, abs=1e-4)
+
+
+def test_nats_of_answers_are_those_of_one_text_at_a_time():
+    """Padding, batches and the shift change nothing: p(" ab\\n" | prompt) token by token."""
+    tokenizer = Words("Q: A: -> dog dogs a b c d 7 x y z \\n")
+    config = LlamaConfig(len(tokenizer.words), 2, 2, 2, 8, 12, 64)
+    model = Llama(config, torch.Generator().manual_seed(0)).eval()
+    items = [ev.Item("Q: dog\nA:", "dogs"), ev.Item("Q: a b c d\nA:", "7"), ev.Item("x ->", "y z")]
+    expected = 0.0
+    for item in items:
+        prompt = tokenizer(item.query)["input_ids"]
+        answer = tokenizer(f" {item.answer}\n", add_special_tokens=False)["input_ids"]
+        logprobs = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        for i, token in enumerate(answer, len(prompt)):
+            expected -= logprobs[i - 1, token].item() / len(items)
+    for batch_size in (1, 2, 3):
+        assert ev.answer_nats(model, tokenizer, items, batch_size) == pytest.approx(expected, 1e-4)

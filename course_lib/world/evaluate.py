@@ -14,7 +14,18 @@ from functools import partial
 
 import torch
 
-from course_lib.completion import complete, context_size, fit, parse_answer, token_counter, wilson
+from course_lib.completion import (
+    complete,
+    context_size,
+    encode,
+    fit,
+    model_device,
+    pad_left,
+    parse_answer,
+    token_counter,
+    wilson,
+)
+from course_lib.ops import IGNORE_INDEX, token_logprobs
 from course_lib.world import facts, lists, tasks
 from course_lib.world.arithmetic import TRIGGER, draw_problem
 from course_lib.world.documents import (
@@ -214,9 +225,33 @@ def accuracy(model, tokenizer, items: list[Item]) -> float:
 
 
 @torch.no_grad()
+def answer_nats(model, tokenizer, items: list[Item], batch_size: int = 100) -> float:
+    """Mean of -log p(right answer | prompt), summed over the answer's tokens, in nats.
+
+    It moves smoothly where the accuracy of a whole answer jumps (Schaeffer et al., 2023).
+    """
+    block_size = context_size(model)
+    prompts = [assemble(item, tokenizer, block_size) for item in items]
+    answers = [tokenizer(f" {i.answer}\n", add_special_tokens=False)["input_ids"] for i in items]
+    total = 0.0
+    for i in range(0, len(items), batch_size):
+        some = answers[i : i + batch_size]
+        rows = encode(tokenizer, prompts[i : i + batch_size])
+        ids, mask = pad_left([r + a for r, a in zip(rows, some, strict=True)])
+        labels = torch.full_like(ids, IGNORE_INDEX)
+        for row, answer in enumerate(some):
+            labels[row, -len(answer) :] = torch.tensor(answer)
+        device = model_device(model)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs = {"attention_mask": mask.to(device), "position_ids": positions.to(device)}
+        logits = model(ids.to(device), **inputs).logits
+        total -= token_logprobs(logits, labels.to(device)).sum().item()
+    return total / len(items)
+
+
+@torch.no_grad()
 def losses_by_kind(model, tokenizer, seed: int = 0, documents_per_kind: int = 40) -> dict:
     """Mean next-token loss (nats a token) on validation documents of each kind."""
-    from course_lib.ops import token_logprobs
     from course_lib.world.corpus import VALIDATION_SEED
     from course_lib.world.documents import KINDS
 
@@ -238,7 +273,6 @@ def losses_by_kind(model, tokenizer, seed: int = 0, documents_per_kind: int = 40
 @torch.no_grad()
 def validation_loss(model, tokenizer_path, seed: int = 0, rows: int = 128) -> float:
     """Mean next-token loss (nats a token) on packed rows of a validation shard."""
-    from course_lib.ops import token_logprobs
     from course_lib.world.corpus import VALIDATION_SEED, packed_rows
 
     model.eval()
@@ -249,6 +283,12 @@ def validation_loss(model, tokenizer_path, seed: int = 0, rows: int = 128) -> fl
         part = part.to(device)
         total.append(-token_logprobs(model(part).logits, part).mean())
     return torch.stack(total).mean().item()
+
+
+def draw_items(name: str, seed: int, items: int) -> list[Item]:
+    """The items of a figure, always the same for the same seed."""
+    rng = random.Random(f"evaluation {seed} {name}")
+    return [FIGURES[name](rng) for _ in range(items)]
 
 
 def evaluate(
@@ -274,8 +314,7 @@ def evaluate(
     model.eval()
     table = {}
     for name in tqdm(names, disable=not progress, desc="evaluation"):
-        rng = random.Random(f"evaluation {seed} {name}")
-        table[name] = accuracy(model, tokenizer, [FIGURES[name](rng) for _ in range(items)])
+        table[name] = accuracy(model, tokenizer, draw_items(name, seed, items))
     if tokenizer_path is not None:
         table["loss"] = validation_loss(model, tokenizer_path, seed)
     return table

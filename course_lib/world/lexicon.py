@@ -186,7 +186,8 @@ RESERVED_LABELS = (
     "bridge garden window statue castle forest island market mountain river tower village candle "
     "pocket ticket basket blanket corner kitchen station circle engine harbour meadow"
 ).split()
-"""Ordinary words of stories that never stand in an in-context list: the evaluation's labels."""
+"""Ordinary words of stories and repetitions that never stand in a list of pairs: the evaluation's
+labels."""
 LABEL_WORDS = (
     "alpha beta delta gamma omega sigma kappa zeta north south spring autumn paper stone iron "
     "cotton sugar cloud storm thunder valley desert ocean planet comet signal button pencil bottle "

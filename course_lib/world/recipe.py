@@ -24,7 +24,7 @@ from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
 from course_lib.world.documents import FIRST_MIX, MIX
-from course_lib.world.evaluate import evaluate
+from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
 
@@ -37,13 +37,13 @@ class Recipe:
     """What decides the weights, apart from the code of the corpus."""
 
     seed: int = 0
-    first_steps: int = 1500  # on FIRST_MIX, whose repetitions teach copying; then on MIX
-    max_steps: int = 12_500
+    first_steps: int = 1800  # on FIRST_MIX, whose repetitions teach copying; then on MIX
+    max_steps: int = 12_000
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
     warmup_steps: int = 100
-    decay_fraction: float = 0.4  # the last part of the run, linearly to zero
+    decay_fraction: float = 0.5  # the last part of the run, linearly to zero
     tokenizer_documents: int = 20_000
 
 
@@ -160,6 +160,8 @@ EMERGENCE_FIGURES = (
     "expr5_direct", "expr5_steps", "wordproblem3_steps", "twohop_direct", "twohop_steps", "facts",
     "passage1", "passage3",
 )  # fmt: skip
+SMOOTH_FIGURES = ("unseen_labels_8shot", "words_4shot", "expr3_direct", "facts", "passage3")
+"""Figures measured also as ``answer_nats``, under their name with ``_nats``."""
 
 
 def evaluate_snapshots(recipe: Recipe, build: Path = BUILD, items: int = 100) -> list[dict]:
@@ -174,10 +176,15 @@ def evaluate_snapshots(recipe: Recipe, build: Path = BUILD, items: int = 100) ->
         if not done.exists():
             step = int(folder.name)
             tokens = step * recipe.batch_size * CONFIG.block_size
+            model, tokenizer = from_pretrained(folder), _tokenizer(build)
             figures = evaluate(
-                from_pretrained(folder), _tokenizer(build), items=items,
-                tokenizer_path=tokenizer_file, figures=list(EMERGENCE_FIGURES),
+                model, tokenizer, items=items, tokenizer_path=tokenizer_file,
+                figures=list(EMERGENCE_FIGURES),
             )  # fmt: skip
+            for name in SMOOTH_FIGURES:
+                nats = answer_nats(model, tokenizer, draw_items(name, 0, items))
+                figures[f"{name}_nats"] = nats
+            figures = {name: round(value, 4) for name, value in figures.items()}
             write_json(done, {"step": step, "tokens": tokens, **figures})
         table.append(json.loads(done.read_text()))
     return table
