@@ -11,8 +11,9 @@ from course_lib.world import recipe as r
 
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
 RECIPE = r.Recipe(
-    seed=3, first_steps=40, max_steps=200, batch_size=2, warmup_steps=5, tokenizer_documents=50
-)
+    seed=3, first_steps=40, last_steps=60, max_steps=200, batch_size=2, warmup_steps=5,
+    tokenizer_documents=50,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,13 @@ def test_every_snapshot_falls_on_a_step_at_which_one_is_taken():
     assert max(r.SNAPSHOTS) < r.Recipe.max_steps
 
 
+def test_a_scaled_recipe_keeps_its_proportions():
+    """200 steps with 40 and 60 in the first and last stage, in a tenth of the steps."""
+    small = RECIPE.scaled(20)
+    assert (small.max_steps, small.first_steps, small.last_steps) == (20, 4, 6)
+    assert small.batch_size == RECIPE.batch_size and r.Recipe().scaled(12_000) == r.Recipe()
+
+
 # --- the run ------------------------------------------------------------------------------------
 
 
@@ -65,11 +73,12 @@ def test_the_run_learns_and_leaves_its_files(run):
     curve = r.loss_curve(build, points=4)
     assert [c["step"] for c in curve] == [50, 100, 150, 200]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
-    first, main = build / "rows-first-3-2560.npy", build / "rows-main-3-10240.npy"
-    assert first.exists() and main.exists()  # 40 · 2 · 32 and 160 · 2 · 32 tokens
     rows = r.prepare_corpus(RECIPE, build)[1]
-    assert rows.shape == (400, 32)
-    assert np.array_equal(rows[:80], np.load(first)) and np.array_equal(rows[80:], np.load(main))
+    stages = [  # 40, 100 and 60 steps of 2 · 32 tokens
+        np.load(build / f"rows-{stage}.npy")
+        for stage in ("first-3-2560", "main-3-6400", "last-3-3840")
+    ]
+    assert rows.shape == (400, 32) and np.array_equal(rows, np.concatenate(stages))
     assert sorted(p.name for p in (build / "snapshots").iterdir()) == ["00100", "00200"]
     last = from_pretrained(build / "snapshots" / "00200").state_dict()
     assert all(torch.equal(w, last[n]) for n, w in model.state_dict().items())

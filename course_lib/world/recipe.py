@@ -10,7 +10,7 @@ import csv
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from course_lib.pretraining import causal_lm_loss
 from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
-from course_lib.world.documents import FIRST_MIX, MIX
+from course_lib.world.documents import FIRST_MIX, LAST_MIX, MIX
 from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
@@ -38,6 +38,7 @@ class Recipe:
 
     seed: int = 0
     first_steps: int = 1800  # on FIRST_MIX, whose repetitions teach copying; then on MIX
+    last_steps: int = 6000  # on LAST_MIX, at the end
     max_steps: int = 12_000
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
@@ -45,6 +46,14 @@ class Recipe:
     warmup_steps: int = 100
     decay_fraction: float = 0.5  # the last part of the run, linearly to zero
     tokenizer_documents: int = 20_000
+
+    def scaled(self, max_steps: int) -> "Recipe":
+        """The same recipe in another number of steps, its stages in proportion."""
+        part = max_steps / self.max_steps
+        return replace(
+            self, max_steps=max_steps, first_steps=round(self.first_steps * part),
+            last_steps=round(self.last_steps * part),
+        )  # fmt: skip
 
 
 CONFIG = LlamaConfig(
@@ -87,14 +96,15 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     """The tokenizer's folder and the packed rows, made if they are not there yet.
 
     Returns:
-        folder, and (rows, block_size) uint16: those of the first mix, then those of the main one.
+        folder, and (rows, block_size) uint16: those of the first mix, of the main and of the last.
     """
     folder = build / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         texts = (d.text for d in islice(documents(recipe.seed), recipe.tokenizer_documents))
         save_tokenizer(train_tokenizer(texts, CONFIG.vocab_size), folder)
-    steps = {"first": recipe.first_steps, "main": recipe.max_steps - recipe.first_steps}
+    main_steps = recipe.max_steps - recipe.first_steps - recipe.last_steps
+    steps = {"first": recipe.first_steps, "main": main_steps, "last": recipe.last_steps}
     parts = []
     for mix, count in steps.items():
         tokens = count * recipe.batch_size * CONFIG.block_size
@@ -239,8 +249,10 @@ steps. It knows nothing of the real world and follows no instructions.
 | context | {block_size} tokens |
 | vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
 | weights | fp16, tied embeddings, {megabytes:.1f} MB |
-| corpus | seed {seed}, best-fit packed; shares of the characters in the first {first_steps:,} \
-steps: {first_mix}; then: {mix} |
+| corpus | seed {seed}, best-fit packed, three stages |
+| first {first_steps:,} steps | shares of the characters: {first_mix} |
+| then | {mix} |
+| last {last_steps:,} steps | {last_mix} |
 | training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, \
 seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
@@ -277,7 +289,8 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
         **asdict(CONFIG), **asdict(recipe),
         parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
         people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
-        mix=_shares(MIX), first_mix=_shares(FIRST_MIX), decay=recipe.decay_fraction,
+        mix=_shares(MIX), first_mix=_shares(FIRST_MIX),
+        last_mix=_shares(LAST_MIX), decay=recipe.decay_fraction,
         tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
         figures="\n".join(rows),
@@ -311,7 +324,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=BUILD, help="folder of the run")
     parser.add_argument("--no-ship", action="store_true", help="train only")
     args = parser.parse_args()
-    recipe = Recipe(max_steps=args.steps)
+    recipe = Recipe().scaled(args.steps)
     model = pretrain(recipe, args.build)
     if not args.no_ship:
         for name, value in ship(model, recipe, args.build)[0].items():
