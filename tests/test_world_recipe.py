@@ -12,13 +12,13 @@ from course_lib.world import recipe as r
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
 RECIPE = r.Recipe(
     seed=3, first_steps=40, last_steps=60, max_steps=200, batch_size=2, warmup_steps=5,
-    tokenizer_documents=50,
+    polish_steps=30, tokenizer_documents=50,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of 200 steps on a model of 4,664 parameters: (model, build folder)."""
+    """A run of 200 and 30 steps on a model of 4,664 parameters: (model, build folder)."""
     build = tmp_path_factory.mktemp("build")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(r, "CONFIG", CONFIG)
@@ -60,6 +60,7 @@ def test_a_scaled_recipe_keeps_its_proportions():
     """200 steps with 40 and 60 in the first and last stage, in a tenth of the steps."""
     small = RECIPE.scaled(20)
     assert (small.max_steps, small.first_steps, small.last_steps) == (20, 4, 6)
+    assert small.polish_steps == 3 and small.steps == 23
     assert small.batch_size == RECIPE.batch_size and r.Recipe().scaled(12_000) == r.Recipe()
 
 
@@ -69,9 +70,9 @@ def test_a_scaled_recipe_keeps_its_proportions():
 def test_the_run_learns_and_leaves_its_files(run):
     model, build = run
     table = (build / "metrics.csv").read_text().splitlines()
-    assert len(table) == 201
-    curve = r.loss_curve(build, points=4)
-    assert [c["step"] for c in curve] == [50, 100, 150, 200]
+    assert len(table) == 201 and len((build / "polish.csv").read_text().splitlines()) == 31
+    curve = r.loss_curve(build, points=4)  # 230 steps in stretches of 57
+    assert [c["step"] for c in curve] == [57, 114, 171, 228, 230]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
     rows = r.prepare_corpus(RECIPE, build)[1]
     stages = [  # 40, 100 and 60 steps of 2 · 32 tokens
@@ -80,10 +81,11 @@ def test_the_run_learns_and_leaves_its_files(run):
     ]
     assert rows.shape == (400, 32) and np.array_equal(rows, np.concatenate(stages))
     assert sorted(p.name for p in (build / "snapshots").iterdir()) == ["00100", "00200"]
-    last = from_pretrained(build / "snapshots" / "00200").state_dict()
-    assert all(torch.equal(w, last[n]) for n, w in model.state_dict().items())
-    early = from_pretrained(build / "snapshots" / "00100").state_dict()
+    early, last = (
+        from_pretrained(build / "snapshots" / name).state_dict() for name in ("00100", "00200")
+    )
     assert not torch.equal(early["embed.weight"], last["embed.weight"])
+    assert not torch.equal(model.state_dict()["embed.weight"], last["embed.weight"])  # polished
 
 
 def test_called_again_it_does_not_train_again(run, monkeypatch):
@@ -108,9 +110,11 @@ def test_figures_of_snapshots_are_measured_once(run, monkeypatch):
     """{"step", "tokens", figure}: step 100 has read 100 · 2 · 32 = 6,400 tokens."""
     _, build = run
     monkeypatch.setattr(r, "EMERGENCE_FIGURES", ("unseen_labels_0shot",))
+    monkeypatch.setattr(r, "SMOOTH_FIGURES", ("unseen_labels_0shot",))
     first = r.evaluate_snapshots(RECIPE, build, items=2)
     assert [(t["step"], t["tokens"]) for t in first] == [(100, 6400), (200, 12800)]
     assert all(0 <= t["unseen_labels_0shot"] <= 1 and t["loss"] > 0 for t in first)
+    assert all(t["unseen_labels_0shot_nats"] > 0 for t in first)
     monkeypatch.setattr(r, "evaluate", None)
     assert r.evaluate_snapshots(RECIPE, build, items=2) == first
 
@@ -139,8 +143,9 @@ def test_the_card_states_the_model_the_recipe_and_the_figures(run, tmp_path):
     for line in (
         "of 4,664 parameters",
         "| layers, heads, width, feed-forward | 1, 2, 8, 12 |",
-        "| training | 200 steps of 2 × 32 = 0.0 M tokens, seed 3 |",
-        "Muon (lr 0.015)", "AdamW (lr 0.003)", "5 steps of warm-up, the last 40% linearly",
+        "| training | 200 and 30 steps of 2 × 32: 0.0 M tokens, seed 3 |",
+        "| second run | 30 steps at 0.5 of these rates, linearly to zero |",
+        "Muon (lr 0.015)", "AdamW (lr 0.003)", "5 steps of warm-up, the last 50% linearly",
         "| last training loss | 4.568 nats a token |",
         "evaluation seeds 0, 1.",
         "| `facts` | 0.500 | 0.250 | 0.750 |",

@@ -62,8 +62,13 @@ def _list_item(shots: list[tuple[str, str]], query: tuple[str, str]) -> Item:
     return Item(f"{query[0]} ->", query[1], lines, 20)
 
 
-def unseen_labels(rng: random.Random, shots: int) -> Item:
-    """Two categories under labels that no list of the corpus has; both occur from two shots on."""
+def unseen_labels(rng: random.Random, shots: int, new_word: bool = False) -> Item:
+    """Two categories under labels that no list of the corpus has; both occur from two shots on.
+
+    Args:
+        new_word: ask for a word, too, that no label map of the corpus has: its category must be
+            known from elsewhere.
+    """
     labels = lists.LabelMap(rng, held_out=True, classes=2)
     kinds = rng.sample(list(labels.labels), 2)
     pairs: dict[str, str] = {}
@@ -72,7 +77,9 @@ def unseen_labels(rng: random.Random, shots: int) -> Item:
         pairs.setdefault(word, label)
     examples = list(pairs.items())
     rng.shuffle(examples)
-    return _list_item(examples, labels.draw(rng, held_out=True))
+    while (query := labels.draw(rng, held_out=new_word)) in examples:
+        pass
+    return _list_item(examples, query)
 
 
 def named_task(rng: random.Random, names: tuple[str, ...], shots: int) -> Item:
@@ -179,6 +186,7 @@ OTHER_COMPOSITIONS = tuple(n for n, t in tasks.TASKS.items() if t.cluster == "co
 
 FIGURES: dict[str, Callable[[random.Random], Item]] = {
     **{f"unseen_labels_{k}shot": partial(unseen_labels, shots=k) for k in (0, 1, 2, 4, 8)},
+    "unseen_labels_new_words_8shot": partial(unseen_labels, shots=8, new_word=True),
     **{f"words_{k}shot": partial(named_task, names=tasks.WORD_TASKS, shots=k)
        for k in (0, 1, 2, 4, 8)},
     **{f"expr{n}_{m}": partial(expression, operands=n, manner=m)

@@ -23,7 +23,7 @@ from course_lib.pretraining import causal_lm_loss
 from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
-from course_lib.world.documents import FIRST_MIX, LAST_MIX, MIX
+from course_lib.world.documents import FIRST_MIX, LAST_MIX, MIX, POLISH_MIX
 from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
@@ -40,6 +40,8 @@ class Recipe:
     first_steps: int = 1800  # on FIRST_MIX, whose repetitions teach copying; then on MIX
     last_steps: int = 6000  # on LAST_MIX, at the end
     max_steps: int = 12_000
+    polish_steps: int = 5500  # a second run, on POLISH_MIX
+    polish_factor: float = 0.5  # its learning rates, as a share of the first run's
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
@@ -47,12 +49,17 @@ class Recipe:
     decay_fraction: float = 0.5  # the last part of the run, linearly to zero
     tokenizer_documents: int = 20_000
 
+    @property
+    def steps(self) -> int:
+        """Of both runs."""
+        return self.max_steps + self.polish_steps
+
     def scaled(self, max_steps: int) -> "Recipe":
         """The same recipe in another number of steps, its stages in proportion."""
         part = max_steps / self.max_steps
         return replace(
             self, max_steps=max_steps, first_steps=round(self.first_steps * part),
-            last_steps=round(self.last_steps * part),
+            last_steps=round(self.last_steps * part), polish_steps=round(self.polish_steps * part),
         )  # fmt: skip
 
 
@@ -114,6 +121,31 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     return folder, np.concatenate(parts)
 
 
+def _polish(model: Llama, recipe: Recipe, build: Path) -> None:
+    """The second run: half the learning rate, linearly to zero."""
+    tokens = recipe.polish_steps * recipe.batch_size * CONFIG.block_size
+    path = build / f"rows-polish-{recipe.seed}-{tokens}.npy"
+    rows = write_rows(path, tokens, recipe.seed, build / "tokenizer" / "tokenizer.json",
+                      CONFIG.block_size, mix="polish")  # fmt: skip
+    optimizer = muon_adamw(
+        model,
+        muon_lr=recipe.muon_lr * recipe.polish_factor,
+        adamw_lr=recipe.adamw_lr * recipe.polish_factor,
+    )
+    train(
+        model,
+        RowBatches(rows, recipe.batch_size),
+        causal_lm_loss,
+        max_steps=recipe.polish_steps,
+        optimizer=optimizer,
+        warmup_steps=recipe.warmup_steps,
+        schedule="linear",
+        checkpoint_dir=build / "polish",
+        checkpoint_every=250,
+        metrics_path=build / "polish.csv",
+    )
+
+
 def _keep_to_the_recipe(recipe: Recipe, build: Path) -> None:
     """Note the recipe in ``build/recipe.json``; refuse to go on with a run of another one."""
     path, wanted = build / "recipe.json", {**asdict(recipe), **asdict(CONFIG)}
@@ -159,6 +191,8 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
         evaluate=snapshot,
         evaluate_every=SNAPSHOT_EVERY,
     )
+    if recipe.polish_steps:
+        _polish(model, recipe, build)
     return model
 
 
@@ -220,9 +254,15 @@ def final_figures(model: Llama, build: Path, seeds: tuple[int, ...] = (0, 1, 2))
 
 
 def loss_curve(build: Path, points: int = 200) -> list[dict]:
-    """About ``points`` rows of the training metrics, each the mean over its stretch of steps."""
-    with open(build / "metrics.csv", newline="") as file:
-        rows = [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file) if r["loss"]]
+    """About ``points`` rows of the training metrics, each the mean over its stretch of steps.
+
+    The steps of the second run are counted on from those of the first.
+    """
+    rows: list[tuple[int, float]] = []
+    for path in (p for p in (build / "metrics.csv", build / "polish.csv") if p.exists()):
+        done = rows[-1][0] if rows else 0
+        with open(path, newline="") as file:
+            rows += [(done + int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
     size = max(1, len(rows) // points)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [
@@ -253,10 +293,12 @@ steps. It knows nothing of the real world and follows no instructions.
 | first {first_steps:,} steps | shares of the characters: {first_mix} |
 | then | {mix} |
 | last {last_steps:,} steps | {last_mix} |
-| training | {max_steps:,} steps of {batch_size} × {block_size} = {tokens:.1f} M tokens, \
-seed {seed} |
+| second run | {polish_mix} |
+| training | {max_steps:,} and {polish_steps:,} steps of {batch_size} × {block_size}: \
+{tokens:.1f} M tokens, seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
 {warmup_steps} steps of warm-up, the last {decay:.0%} linearly to zero |
+| second run | {polish_steps:,} steps at {polish_factor} of these rates, linearly to zero |
 | last training loss | {last_loss:.3f} nats a token |
 | remake it | `make model` (two cores, no GPU) |
 
@@ -290,8 +332,8 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
         parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
         people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
         mix=_shares(MIX), first_mix=_shares(FIRST_MIX),
-        last_mix=_shares(LAST_MIX), decay=recipe.decay_fraction,
-        tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
+        last_mix=_shares(LAST_MIX), polish_mix=_shares(POLISH_MIX), decay=recipe.decay_fraction,
+        tokens=recipe.steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
         figures="\n".join(rows),
     )  # fmt: skip
