@@ -359,6 +359,7 @@ def save_pretrained(
     try:
         save_file(weights, parts[0], metadata={"format": "pt"})
         parts[1].write_text(json.dumps(fields, indent=2) + "\n")
+        parts[0].chmod(parts[1].stat().st_mode)  # safetensors hides its files from other users
         for part, name in zip(parts, names, strict=True):
             os.replace(part, folder / name)
     finally:
