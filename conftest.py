@@ -14,6 +14,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")])
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # as tools/notebooks.py sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _watched: dict[str, tuple[float, float]] = {}  # notebook -> (started, peak MB so far)
 

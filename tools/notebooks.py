@@ -28,6 +28,10 @@ CARD = re.compile(r"(:::\{admonition\} Budget\n:class: note\n).*?(\n:::)", re.DO
 SETUP = re.compile(r"git\+https://[^\s\"']+")
 
 
+# Plain progress bars will do in a kernel without ipywidgets: no need to say so on every page.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+
+
 def notebook_texts() -> list[Path]:
     """The notebooks' texts, in the order of the chapters."""
     return sorted(BOOK.glob("[0-9][0-9]_*.md"))
