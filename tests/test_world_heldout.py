@@ -129,7 +129,8 @@ def test_no_list_adds_an_unseen_k(corpus):
         pairs = re.findall(r"^(?:Q: |\d+\. |- |In: |Input: )?(\d+)\D+(\d+)$", text, re.M)
         gaps = {int(b) - int(a) for a, b in pairs}
         if len(pairs) >= 4 and len(gaps) == 1 and pairs:
-            counts[gaps.pop()] = counts.get(next(iter({0})), 0) + 1
+            gap = gaps.pop()
+            counts[gap] = counts.get(gap, 0) + 1
     assert sum(counts.values()) > 20
     assert [k for k in lists.UNSEEN_K if counts[k]] == []
 
