@@ -44,7 +44,8 @@ class Config:
 class Output:
     """logits: (B, T, V), or (B, n_label) of a classifier; the cache, if one was asked for;
     last_hidden_state: (B, T, C), what the output matrix read; of an encoder-decoder also what the
-    encoder made of the source, (B, S, C)."""
+    encoder made of the source, (B, S, C).
+    """
 
     logits: Tensor
     past_key_values: KVCache | None = None

@@ -7,6 +7,7 @@ layer, ``@`` for encoder and decoder. ``qkv`` is one matrix that we hold as thre
 
 import re
 from dataclasses import dataclass, field
+from itertools import product
 
 from course_lib.models import decoder, encoder, seq2seq
 
@@ -45,13 +46,13 @@ dropout, and of some."""
 class Family:
     """One family's classes on both sides of the border, and the names they use."""
 
+    kind: str  # transformers' ``model_type``
     model: type
     config: type
     classes: tuple[str, ...]  # transformers' language model, and its classifier if we have one
-    fields: str  # of the config
+    fields: str  # of the config; where two are one here they must agree
     weights: str
     fixed: dict = field(default_factory=dict)  # more fields that may have this value only
-    same: str = ""  # fields that must have another's value
     defaults: dict = field(default_factory=dict)  # of fields that files may leave out
     special: str = ""  # fields that ``weights`` reads on its own
     repeats: str = ""  # weights that hold a second copy of another
@@ -84,11 +85,8 @@ def pairs(table: str) -> dict[str, str]:
 
 def _expand(word: str) -> list[str]:
     """All words that a word with braces stands for."""
-    braces = re.search(r"\{(.*?)\}", word)
-    if braces is None:
-        return [word]
-    filled = [word.replace(braces[0], choice, 1) for choice in braces[1].split(",")]
-    return [w for f in filled for w in _expand(f)]
+    choices = [part.split(",") for part in re.split("[{}]", word)]
+    return ["".join(choice) for choice in product(*choices)]
 
 
 ENCODER = {
@@ -109,7 +107,7 @@ ENCODER = {
     """,
 }
 BERT = Family(
-    encoder.BERT, encoder.BERTConfig, ("BertForMaskedLM", "BertForSequenceClassification"),
+    "bert", encoder.BERT, encoder.BERTConfig, ("BertForMaskedLM", "BertForSequenceClassification"),
     fields=ENCODER["fields"],
     weights=ENCODER["weights"].replace("BODY", "bert") + """
         cls.predictions.transform.{dense,LayerNorm}  {transform,transform_norm}
@@ -121,7 +119,7 @@ BERT = Family(
     repeats="cls.predictions.bias cls.predictions.decoder.bias",
 )  # fmt: skip
 ROBERTA = Family(
-    encoder.RoBERTa, encoder.RoBERTaConfig,
+    "roberta", encoder.RoBERTa, encoder.RoBERTaConfig,
     ("RobertaForMaskedLM", "RobertaForSequenceClassification"),
     fields=ENCODER["fields"] + "pad_token_id pad_token_id",
     weights=ENCODER["weights"].replace("BODY", "roberta") + """
@@ -133,7 +131,7 @@ ROBERTA = Family(
     repeats="lm_head.bias lm_head.decoder.bias",
 )  # fmt: skip
 GPT2 = Family(
-    decoder.GPT2, decoder.GPT2Config, ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+    "gpt2", decoder.GPT2, decoder.GPT2Config, ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
     fields="""
         {vocab_size,n_layer,n_head,n_embd}    {vocab_size,n_layer,n_head,n_embd}
         {n_inner,n_positions}                 {n_inner,block_size}
@@ -152,7 +150,7 @@ GPT2 = Family(
     transposed=True,
 )  # fmt: skip
 BLOOM = Family(
-    decoder.BLOOM, decoder.BLOOMConfig, ("BloomForCausalLM",),
+    "bloom", decoder.BLOOM, decoder.BLOOMConfig, ("BloomForCausalLM",),
     fields="""
         {vocab_size,n_layer,n_head,hidden_size}   {vocab_size,n_layer,n_head,n_embd}
         {layer_norm_epsilon,tie_word_embeddings}  {norm_eps,tie_embeddings}
@@ -170,7 +168,8 @@ BLOOM = Family(
     fused=1,
 )  # fmt: skip
 LLAMA = Family(
-    decoder.Llama, decoder.LlamaConfig, ("LlamaForCausalLM", "LlamaForSequenceClassification"),
+    "llama", decoder.Llama, decoder.LlamaConfig,
+    ("LlamaForCausalLM", "LlamaForSequenceClassification"),
     fields="""
         {vocab_size,num_hidden_layers,num_attention_heads}   {vocab_size,n_layer,n_head}
         {num_key_value_heads,hidden_size,intermediate_size}  {n_kv_head,n_embd,n_inner}
@@ -192,12 +191,12 @@ LLAMA = Family(
     special="head_dim rope_theta rope_parameters",
 )  # fmt: skip
 T5 = Family(
-    seq2seq.T5, seq2seq.T5Config, ("T5ForConditionalGeneration",),
+    "t5", seq2seq.T5, seq2seq.T5Config, ("T5ForConditionalGeneration",),
     fields="""
         {vocab_size,num_layers,num_heads,d_model}      {vocab_size,n_layer,n_head,n_embd}
         {d_kv,d_ff,layer_norm_epsilon}                 {head_width,n_inner,norm_eps}
         relative_attention_{num_buckets,max_distance}  {n_bucket,max_distance}
-        decoder_start_token_id                         start_token_id
+        {num_decoder_layers,decoder_start_token_id}    {n_layer,start_token_id}
     """,
     weights="""
         {shared,lm_head}                                     {embed,head}
@@ -215,17 +214,18 @@ T5 = Family(
         @.final_layer_norm                                   @.norm
     """,
     fixed={"is_encoder_decoder": True},
-    same="num_decoder_layers num_layers",
     defaults={"relative_attention_max_distance": 128, "decoder_start_token_id": None},
     special="n_positions feed_forward_proj dense_act_fn is_gated_act tie_word_embeddings "
             "scale_decoder_outputs",
     repeats="@.embed_tokens.weight {shared,shared}.weight",
 )  # fmt: skip
 BART = Family(
-    seq2seq.BART, seq2seq.BARTConfig, ("BartForConditionalGeneration",),
+    "bart", seq2seq.BART, seq2seq.BARTConfig, ("BartForConditionalGeneration",),
     fields="""
         {vocab_size,d_model,max_position_embeddings}  {vocab_size,n_embd,block_size}
         encoder_{layers,attention_heads,ffn_dim}      {n_layer,n_head,n_inner}
+        decoder_{layers,attention_heads,ffn_dim}      {n_layer,n_head,n_inner}
+        num_hidden_layers                             n_layer
         {scale_embedding,decoder_start_token_id}      {scale_embeddings,start_token_id}
     """,
     weights="""
@@ -241,8 +241,6 @@ BART = Family(
     fixed={
         "activation_function": "gelu", "tie_word_embeddings": True, "is_encoder_decoder": True,
     },
-    same="decoder_{layers,attention_heads,ffn_dim} encoder_{layers,attention_heads,ffn_dim} "
-         "num_hidden_layers encoder_layers",
     defaults={"scale_embedding": False, "decoder_start_token_id": 2},
     repeats="model.@.embed_tokens.weight model.{shared,shared}.weight "
             "lm_head.weight model.shared.weight",
@@ -253,8 +251,5 @@ UNUSED = re.compile(
 )
 """Weights that files hold and a model may do without: buffers, and heads for other tasks."""
 
-FAMILIES = {
-    "bert": BERT, "roberta": ROBERTA, "gpt2": GPT2, "bloom": BLOOM, "llama": LLAMA, "t5": T5,
-    "bart": BART,
-}  # fmt: skip
+FAMILIES = {family.kind: family for family in (BERT, ROBERTA, GPT2, BLOOM, LLAMA, T5, BART)}
 """transformers' ``model_type`` -> the family."""

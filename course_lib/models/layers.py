@@ -315,8 +315,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2), or, gated, down(activation(gate(x)) ·
-    up(x)) (Shazeer, 2020, eq. 6)."""
+    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2).
+
+    Gated: down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
+    """
 
     def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias=True, gated=False):
         super().__init__()

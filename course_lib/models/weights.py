@@ -29,13 +29,11 @@ def _refuse(name: str, value, allowed: str) -> None:
 
 def _check_fields(family: Family, fields: dict) -> None:
     """Raise a ValueError that names a field that we do not know or whose value we do not have."""
-    fixed, same = {**FIXED, **family.fixed}, pairs(family.same)
-    for name, value in fields.items():
-        if name in fixed and value != fixed[name]:
-            _refuse(name, value, repr(fixed[name]))
-        if name in same and value != fields.get(same[name]):
-            _refuse(name, value, f"{same[name]}={fields.get(same[name])!r}")
-    known = {*pairs(family.fields), *same, *fixed, *family.special.split(), *WITHOUT_EFFECT}
+    fixed = {**FIXED, **family.fixed}
+    for name, value in fixed.items():
+        if fields.get(name, value) != value:
+            _refuse(name, fields[name], repr(value))
+    known = {*pairs(family.fields), *fixed, *family.special.split(), *WITHOUT_EFFECT}
     if unknown := sorted(set(fields) - known):
         raise ValueError(
             f"unknown config fields {unknown}: they might change what the model computes, so the "
@@ -91,12 +89,13 @@ def config_from_transformers(fields: dict):
     architecture = (fields.get("architectures") or family.classes)[0]
     if architecture not in family.classes:
         _refuse("architectures", architecture, " or ".join(map(repr, family.classes)))
-    names = pairs(family.fields)
-    given = {name: value for name, value in fields.items() if value is not None}
-    read = {**family.defaults, **given}
-    if missing := [name for name in names if name not in read]:
+    read = {**family.defaults, **{name: x for name, x in fields.items() if x is not None}}
+    names, values = pairs(family.fields), {}
+    for theirs, ours in names.items():
+        if theirs in read and values.setdefault(ours, read[theirs]) != read[theirs]:
+            _refuse(theirs, read[theirs], repr(values[ours]))
+    if missing := [theirs for theirs, ours in names.items() if ours not in values]:
         raise ValueError(f"config.json lacks the fields {missing}: is it a {kind} model's?")
-    values = {ours: read[theirs] for theirs, ours in names.items()}
     _read_special(kind, fields, values)
     if architecture in family.classes[1:]:
         values["n_label"] = len(fields.get("id2label") or range(fields.get("num_labels", 2)))
@@ -108,8 +107,8 @@ def config_from_transformers(fields: dict):
     return config
 
 
-def _family(config) -> tuple[str, Family]:
-    return next((kind, f) for kind, f in FAMILIES.items() if f.config is type(config))
+def _family(config) -> Family:
+    return next(family for family in FAMILIES.values() if family.config is type(config))
 
 
 def config_to_transformers(
@@ -119,10 +118,10 @@ def config_to_transformers(
     pad_token_id: int | None = None,
 ) -> dict:
     """The content of a ``config.json`` that transformers reads as the same model."""
-    (kind, family), n_label = _family(config), config.n_label
+    family, n_label = _family(config), config.n_label
     fields = {
         "architectures": [family.classes[1 if n_label else 0]],
-        "model_type": kind,
+        "model_type": family.kind,
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
@@ -130,17 +129,18 @@ def config_to_transformers(
         **family.fixed,
         **{theirs: getattr(config, ours) for theirs, ours in pairs(family.fields).items()},
     }
-    fields.update({name: fields[other] for name, other in pairs(family.same).items()})
     if n_label:
         fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
         fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
-    return {**fields, **_write_special(kind, config)}
+    return {**fields, **_write_special(family.kind, config)}
 
 
 def _places(model: Model) -> dict[str, tuple[str, int]]:
-    """Our name of every weight -> transformers' name of what holds it, and where in it: 0, 1, 2 for
-    q, k, v that are one matrix there, else -1."""
-    _, family = _family(model.config)
+    """Our name of every weight -> transformers' name of what holds it, and the place in it.
+
+    The place is 0, 1, 2 for q, k, v that are one matrix there, else -1.
+    """
+    family = _family(model.config)
     names, places = family.names(model.config), {}
     for name in model.state_dict():
         module, _, leaf = name.rpartition(".")
@@ -153,7 +153,7 @@ def _places(model: Model) -> dict[str, tuple[str, int]]:
 
 def _inside(model: Model, name: str, part: int, tensor: Tensor) -> Tensor:
     """The view of transformers' tensor that is our weight; q, k and v are (H, D, ...) there."""
-    _, family = _family(model.config)
+    family = _family(model.config)
     if family.transposed and name.startswith("blocks.") and tensor.ndim == 2:
         tensor = tensor.T
     if part < 0:
@@ -166,12 +166,12 @@ def _inside(model: Model, name: str, part: int, tensor: Tensor) -> Tensor:
 def _unfilled(config) -> Model:
     """A model whose weights are about to be replaced: it must not use up random numbers."""
     with torch.random.fork_rng(devices=[]):
-        return _family(config)[1].model(config)
+        return _family(config).model(config)
 
 
 def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
     """Copy transformers-named weights into the model, every one of them and no other."""
-    (_, family), places, ours = _family(model.config), _places(model), {}
+    family, places, ours = _family(model.config), _places(model), {}
     prefix = places["embed.weight"][0].split(".")[0] + "."
 
     def plain(name: str) -> str:
@@ -249,7 +249,7 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
         place, part = places[name]
         inside = _inside(model, name, part, theirs[place])
         inside.copy_(x.view_as(inside))
-    for copy, original in pairs(_family(model.config)[1].repeats).items():
+    for copy, original in pairs(_family(model.config).repeats).items():
         if copy in theirs:  # a bias that an untied model does not read
             theirs[copy].copy_(theirs[original])
     return hf_model.to(model.device).train(model.training)
@@ -324,10 +324,11 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
     names = {place for place, _ in _places(model).values()}
-    weights = {
+    names |= {copy for copy in pairs(_family(model.config).repeats) if copy.endswith("bias")}
+    weights = {  # one of each: a matrix that is there twice is stored once, a bias as it is
         name: tensor.to("cpu", dtype, copy=True).contiguous()
         for name, tensor in to_transformers(model).state_dict().items()
-        if name in names or name.endswith(("predictions.bias", "lm_head.bias"))
+        if name in names
     }
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     names = ("model.safetensors", "config.json")
