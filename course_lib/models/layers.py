@@ -278,20 +278,13 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         return x.view(B, T, heads, self.head_width).transpose(1, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
-        cache: tuple[KVCache, int] | None = None,
-        source: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None) -> Tensor:
         """
         Args:
             x: (B, T, C).
-            rotary: cos and sin of the new tokens' positions, (B or 1, 1, T, D).
+            rotary: a pair, cos and sin of the new tokens' positions, (B or 1, 1, T, D).
             bias: see ``attend``.
-            cache: the cache and this layer's number in it.
+            cache: a KVCache and this layer's number in it.
             source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
 
         Returns:
@@ -342,19 +335,12 @@ class Block(nn.Module):
     """Attention, cross-attention where there is one, feed-forward; a residual and a norm for each.
 
     Args:
-        norm: makes a fresh norm; called once for each sublayer.
+        norm: makes a fresh norm; called once for each sublayer. The others are modules.
         pre_norm: x + sublayer(norm(x)), as in GPT-2 and after; else norm(x + sublayer(x)), as in
             the first Transformer (Xiong et al., 2020, figure 1).
     """
 
-    def __init__(
-        self,
-        norm: Callable[[], nn.Module],
-        attention: Attention,
-        feed_forward: nn.Module,
-        cross_attention: Attention | None = None,
-        pre_norm: bool = True,
-    ):
+    def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True):
         super().__init__()
         self.pre_norm = pre_norm
         self.attention, self.feed_forward = attention, feed_forward

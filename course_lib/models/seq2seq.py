@@ -144,13 +144,16 @@ class T5(Seq2Seq):
     def build(self, config: T5Config) -> None:
         C, H = config.n_embd, config.n_head
         norm = partial(layers.RMSNorm, C, config.norm_eps)
-        attention = partial(layers.Attention, C, H, head_width=config.head_width, scale=1.0)
         plain = partial(layers.FeedForward, activation=F.relu, bias=False)
-        feed_forward = partial(layers.GEGLU if config.gated else plain, C, config.n_inner)
+        parts = (
+            norm,
+            partial(layers.Attention, C, H, head_width=config.head_width, scale=1.0),
+            partial(layers.GEGLU if config.gated else plain, C, config.n_inner),
+        )
         distances = partial(layers.RelativePositions, config.n_bucket, config.max_distance, H)
         self.encoder, self.decoder = (
             Stack(
-                layers.blocks(config.n_layer, norm, attention, feed_forward, decoder, decoder),
+                layers.blocks(config.n_layer, *parts, causal=decoder, cross=decoder),
                 relative=distances(bidirectional=not decoder),
                 norm=norm(),
             )
@@ -177,16 +180,18 @@ class BART(Seq2Seq):
 
     def build(self, config: BARTConfig) -> None:
         C = config.n_embd
-        norm = partial(nn.LayerNorm, C)
-        attention = partial(layers.Attention, C, config.n_head, bias=True)
-        feed_forward = partial(layers.FeedForward, C, config.n_inner, F.gelu)
+        parts = (
+            partial(nn.LayerNorm, C),
+            partial(layers.Attention, C, config.n_head, bias=True),
+            partial(layers.FeedForward, C, config.n_inner, F.gelu),
+        )
         self.encoder, self.decoder = (
             Stack(
                 layers.blocks(
-                    config.n_layer, norm, attention, feed_forward, decoder, decoder, pre_norm=False
+                    config.n_layer, *parts, causal=decoder, cross=decoder, pre_norm=False
                 ),
                 positions=nn.Embedding(BART_OFFSET + config.block_size, C),
-                embed_norm=norm(),
+                embed_norm=nn.LayerNorm(C),
             )
             for decoder in (False, True)
         )

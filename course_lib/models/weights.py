@@ -111,13 +111,8 @@ def _family(config) -> Family:
     return next(family for family in FAMILIES.values() if family.config is type(config))
 
 
-def config_to_transformers(
-    config,
-    dtype: torch.dtype = torch.float32,
-    eos_token_id: int | None = None,
-    pad_token_id: int | None = None,
-) -> dict:
-    """The content of a ``config.json`` that transformers reads as the same model."""
+def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_token_id=None):
+    """The content of a ``config.json``, a dict, that transformers reads as the same model."""
     family, n_label = _family(config), config.n_label
     fields = {
         "architectures": [family.classes[1 if n_label else 0]],
