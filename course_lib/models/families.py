@@ -38,8 +38,8 @@ WITHOUT_EFFECT = set("""
     attention_softmax_in_fp32 masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
     is_llama_config extra_pos_embeddings
 """.split())  # fmt: skip
-"""Fields that change no logits, or (labels, tokens) are read on their own: of all families, of
-dropout, and of some."""
+"""Fields that change no logits, or (labels, tokens) are read on their own. Three groups: those of
+every family, dropout's, those of a single family."""
 
 
 @dataclass

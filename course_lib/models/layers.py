@@ -118,7 +118,7 @@ class KVCache:
         self.length, self.capacity = 0, capacity
         self._stores: list[list[Tensor]] = [[] for _ in range(n_layer)]  # keys and values
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new keys and values behind the ``length`` old ones.
 
         Args:
@@ -127,16 +127,17 @@ class KVCache:
         Returns:
             All keys and values of the layer: (B, H_kv, length + T, D).
         """
-        (B, H, T, D), old = k.shape, self._stores[layer]
-        end = self.length + T
+        end, old = self.length + k.shape[2], self._stores[layer]
         if not old or end > old[0].shape[2]:
+            B, H, _, D = k.shape
             room = max(self.capacity, 2 * end if old else end)
             self._stores[layer] = [x.new_empty(B, H, room, D) for x in (k, v)]
             for new, x in zip(self._stores[layer], old, strict=False):
                 new[:, :, : self.length] = x[:, :, : self.length]
-        for store, x in zip(self._stores[layer], (k, v), strict=True):
-            store[:, :, self.length : end] = x
-        return [store[:, :, :end] for store in self._stores[layer]]
+        keys, values = self._stores[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
     def read(self, layer: int) -> list[Tensor]:
         """All keys and values of the layer: (B, H_kv, length, D)."""
@@ -322,9 +323,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        if self.gate is None:
+        gate = self.gate
+        if gate is None:
             return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(self.activation(gate(x)) * self.up(x))
 
 
 SwiGLU = partial(FeedForward, activation=F.silu, bias=False, gated=True)
