@@ -42,7 +42,7 @@ from course_lib.curation.quality import (
     sentences,
     top_ngram_share,
 )
-from course_lib.curation.report import Tally, run
+from course_lib.curation.report import Tally, run, stored
 from course_lib.world.crawl import MIX, Truth, crawl, draw_personal
 from course_lib.world.documents import KINDS
 from course_lib.world.foreign import SHARES, foreign_paragraph
@@ -439,7 +439,11 @@ def test_memory_is_constant_but_for_the_index():
 
 
 def test_three_corpora_of_the_same_size(items):
-    corpora = samples(crawl(0, 2000), 40_000, Contamination(item.query for item in items))
+    funnel, contamination = Funnel(), Contamination(item.query for item in items)
+    corpora = samples(crawl(0, 2000), 40_000, contamination, funnel)
+    rows = funnel.rows()
+    assert [row["stage"] for row in rows] == STAGES and 200 < rows[0]["pages"] < 2000
+    assert rows[-1]["pages"] == len(corpora["filtered"])
     assert list(corpora) == ["raw", "random", "filtered"]
     for texts in corpora.values():
         size = sum(map(len, texts))
@@ -448,6 +452,16 @@ def test_three_corpora_of_the_same_size(items):
     assert "cookie" in joined["raw"] and "cookie" not in joined["filtered"]
     assert any(ord(c) > 0x400 for c in joined["random"])  # other alphabets
     assert not any(ord(c) > 0x400 for c in joined["filtered"])
+
+
+def test_the_stored_run_is_one_of_this_pipeline(filtered):
+    """Its first pages are those of the fixture, so each share agrees within sampling error."""
+    report, rows = stored(), filtered[1].rows()
+    assert report["pages"] == report["memory"][-1]["pages"] == 200_000
+    assert [row["stage"] for row in report["funnel"]] == STAGES
+    for large, small in zip(report["funnel"], rows, strict=True):
+        error = (large["kept"] * (1 - large["kept"]) / PAGES) ** 0.5
+        assert abs(large["kept"] - small["kept"]) <= 4 * error, large["stage"]
 
 
 def test_the_report_does_not_depend_on_the_processes(tmp_path):

@@ -17,6 +17,14 @@ from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
 
+STORED = Path(__file__).with_name("crawl_200k.json")
+"""Written by ``python -m course_lib.curation --pages 200000 --out`` with this file's path."""
+
+
+def stored() -> dict:
+    """The figures of ``run(200_000)``, which come with the package."""
+    return json.loads(STORED.read_text())
+
 
 @dataclass
 class Extraction:
