@@ -151,6 +151,7 @@ def unique(documents: Iterable[Document], index: DuplicateIndex) -> Iterator[Doc
 
 # --- stages that compare with others ------------------------------------------------------------
 
+
 def masked(documents: Iterable[Document]) -> Iterator[Document]:
     for document in documents:
         yield replace(document, text=mask_personal(document.text))
