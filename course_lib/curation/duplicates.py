@@ -13,7 +13,7 @@ import sys
 BANDS, ROWS = 18, 6
 """Two pages of Jaccard similarity s share a band with probability 1 - (1 - s^6)^18, which is 0.5 at
 s = 0.58, 0.02 at 0.32 and 0.98 at 0.76. A copy in which one word in 25 was changed has s of about
-0.6; FineWeb's 14 bands of 8 (Penedo et al., 2024), with 0.5 at 0.69, pass most of these."""
+0.6; FineWeb's 14 bands of 8 (Penedo et al., 2024), with 0.5 at 0.68, pass most of these."""
 SHINGLE = 5
 
 
