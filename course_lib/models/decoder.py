@@ -22,6 +22,7 @@ from course_lib.models.layers import (
     SwiGLU,
     alibi_slopes,
     causal_bias,
+    document_bias,
     gelu_tanh,
     rotary_table,
 )
@@ -70,7 +71,9 @@ class Decoder(Model):
             input_ids: (B, T) ids in 0..vocab_size-1.
             attention_mask: (B, S), 1 = keep, S = cached + T; None = no padding.
             position_ids: (B, T) or (1, T); by default counted from the number of cached tokens on.
-                BLOOM has none: its distances are counted in ``attention_mask``.
+                BLOOM has none: its distances are counted in ``attention_mask``. Where they start
+                anew inside a row, and there is neither mask nor cache, a row holds several
+                documents that do not see each other (``document_bias``).
             past_key_values: the cache of the tokens before these.
             use_cache: return a cache that holds these tokens too.
             logits_to_keep: score only this many last positions; 0 = all.
@@ -86,6 +89,8 @@ class Decoder(Model):
         self.check(input_ids, attention_mask, position_ids, past)
         x, rotary = self.enter(input_ids, position_ids, past)
         bias = self.bias(attention_mask, past, x)
+        if position_ids is not None and attention_mask is None and cache is None:
+            bias = document_bias(position_ids, bias, x)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, bias, None if cache is None else (cache, layer))
         if cache is not None:
