@@ -26,6 +26,7 @@ from course_lib.world.corpus import documents, write_rows
 from course_lib.world.documents import FIRST_MIX, LAST_MIX, LATE_MIX, MIX
 from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
+from course_lib.world.tokenizer import FILES as TOKENIZER_FILES
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
 
 BUILD = Path("build/model")
@@ -322,7 +323,7 @@ def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:
     tables, curve = final_figures(model, build), loss_curve(build)
     snapshots = evaluate_snapshots(recipe, build)
     save_pretrained(model, folder, dtype=torch.float16, eos_token_id=0, pad_token_id=1)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in TOKENIZER_FILES:
         part = folder / f"{name}.part"
         shutil.copy(build / "tokenizer" / name, part)
         os.replace(part, folder / name)
