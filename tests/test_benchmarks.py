@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import generation, measure, training_step
+from benchmarks import encoder, generation, measure, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -144,10 +144,54 @@ def test_the_table_of_the_training_step(monkeypatch):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+def test_the_table_of_the_encoder(monkeypatch):
+    """2 x 3 tokens in .5 s: 12 a second. Weights of a layer: 4 · 8² + 2 · 8 · 32 = 768; with the
+    dense layer's 64 and the output matrix's 136 they are 1736 of two layers, 2 · 6 · 1736 = 20,832
+    operations. Six tokens see three keys each, 4 · 2 · 8 · 18 = 1152. Three times as many are
+    65,952 in .5 s: 13.2 % of 1,000,000."""
+    monkeypatch.setattr(encoder, "BATCH", 2)
+    monkeypatch.setattr(encoder, "TOKENS", 3)
+    fixed_times(monkeypatch, encoder)
+    lines = encoder.main(tiny(), peak=1e6, rounds=3).splitlines()
+    figures = "12 2.00 2.00-2.00 1.0 13.2%".split()
+    assert [line.split() for line in lines[2:]] == [["none", *figures], ["right", *figures]]
+
+
+def test_masked_batches():
+    """One token in seven is hidden, by token 3, which no row has; never padding."""
+    whole, padded = (encoder.masked_batch(17, p) for p in (False, True))
+    assert whole["attention_mask"].all()
+    lengths = padded["attention_mask"].sum(1)
+    assert lengths.min() >= encoder.TOKENS // 2 and len(set(lengths.tolist())) > 2
+    assert padded["attention_mask"][:, 0].all() and not padded["attention_mask"][:, -1].all()
+    for batch in (whole, padded):
+        hidden = batch["input_ids"] == 3
+        assert torch.equal(hidden, batch["labels"] != -100)
+        assert (batch["labels"][hidden] > 3).all() and batch["attention_mask"][hidden].all()
+        assert 0.1 < hidden.sum() / batch["attention_mask"].sum() < 0.2
+
+
+def test_an_encoder_with_other_weights_is_not_timed(monkeypatch):
+    """The last norm's weights are negated, which gives another loss."""
+    def changed(model):
+        other = to_transformers(model)
+        with torch.no_grad():
+            other.cls.predictions.transform.LayerNorm.weight.mul_(-1)
+        return other
+
+    to_transformers = encoder.to_transformers
+    monkeypatch.setattr(encoder, "to_transformers", changed)
+    monkeypatch.setattr(encoder, "BATCH", 4)
+    monkeypatch.setattr(encoder, "TOKENS", 16)
+    monkeypatch.setattr(encoder, "compare", None)
+    with pytest.raises(AssertionError, match="the losses differ"):
+        encoder.main(tiny(), peak=1e6, rounds=3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nosuch"], "unknown benchmark nosuch: choose from generation, training_step"),
+        (["nosuch"], "unknown benchmark nosuch: choose from generation, training_step, encoder"),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],
 )

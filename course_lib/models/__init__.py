@@ -1,22 +1,17 @@
 """The course's models, in plain PyTorch, with transformers' calling convention."""
 
-from course_lib.models.decoder import (
-    BLOOM,
-    GPT2,
-    BLOOMConfig,
-    DecoderOutput,
-    GPT2Config,
-    Llama,
-    LlamaConfig,
-)
-from course_lib.models.encoder import BERT, BERTConfig, EncoderOutput, RoBERTa, RoBERTaConfig
-from course_lib.models.seq2seq import BART, T5, BARTConfig, Seq2SeqOutput, T5Config
+from course_lib.models.base import Output
+from course_lib.models.decoder import BLOOM, GPT2, BLOOMConfig, GPT2Config, Llama, LlamaConfig
+from course_lib.models.encoder import BERT, BERTConfig, RoBERTa, RoBERTaConfig
+from course_lib.models.seq2seq import BART, T5, BARTConfig, T5Config
 from course_lib.models.weights import (
     from_pretrained,
     from_transformers,
     save_pretrained,
     to_transformers,
 )
+
+DecoderOutput = EncoderOutput = Seq2SeqOutput = Output
 
 __all__ = [
     "BART", "BARTConfig", "BERT", "BERTConfig", "BLOOM", "BLOOMConfig", "DecoderOutput",

@@ -1,46 +1,83 @@
-"""What every family shares: first weights, the output matrix, the checks of config and input."""
+"""What every family shares: the start of its config, first weights, output matrix, checks."""
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from course_lib.models.layers import KVCache
+
 INIT_STD = 0.02
 
 
-def check_config(config) -> None:
-    """Raise a ValueError where a count of the config is no count, or its heads do not divide."""
-    for field in fields(config):
-        value, least = getattr(config, field.name), 0 if field.name.endswith("_id") else 1
-        if field.type is int and (not isinstance(value, int) or value < least):
+@dataclass
+class Config:
+    """The start of every family's config. Where a family lacks a field, the value here holds.
+
+    Raises:
+        ValueError: a count that is no count, channels that the heads do not divide.
+    """
+
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    tie_embeddings = True  # one matrix embeds tokens and scores them (Press and Wolf, 2017)
+    n_label = None  # classes of a classifier; None = a language model
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name.endswith("_id") else 1
+            if field.type is int and (not isinstance(value, int) or value < least):
+                raise ValueError(
+                    f"{field.name}={value!r} must be a whole number of at least {least}."
+                )
+        if not hasattr(self, "head_width") and self.n_embd % self.n_head:
             raise ValueError(
-                f"{field.name}={value!r} must be a whole number of at least {least}."
+                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: every head "
+                "gets an equal share of the channels."
             )
-    if not hasattr(config, "head_width") and config.n_embd % config.n_head:
-        raise ValueError(
-            f"n_embd={config.n_embd} must be a multiple of n_head={config.n_head}: every head "
-            "gets an equal share of the channels."
-        )
+
+
+@dataclass
+class Output:
+    """logits: (B, T, V), or (B, n_label) of a classifier; the cache, if one was asked for;
+    last_hidden_state: (B, T, C), what the output matrix read; of an encoder-decoder also what the
+    encoder made of the source, (B, S, C).
+    """
+
+    logits: Tensor
+    past_key_values: KVCache | None = None
+    last_hidden_state: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
 
 
 class Model(nn.Module):
-    """A family's class makes its layers, ``embed`` among them, in ``build``.
+    """Embeddings, the layers that a family's class makes in ``build``, and an output matrix.
 
     Args:
         config: the shape.
         generator: draws the first weights: matrices from N(0, 0.02²), biases are 0; torch's own
             generator when None.
+
+    Every forward pass takes
+        input_ids: (B, T) ids in 0..vocab_size-1.
+        attention_mask: (B, T), or (B, cached + T), 1 = keep; None = no padding.
+        position_ids: (B, T) or (1, T); None = counted, from the number of cached tokens on.
+        past_key_values: the cache of the tokens before these.
+        use_cache: return a cache that holds these tokens too.
+    as far as the family has it, and raises a ValueError where the input is empty or too long, ids
+    lie outside the vocabulary, a mask or positions have another shape.
     """
 
-    def __init__(self, config, generator: torch.Generator | None = None):
+    def __init__(self, config: Config, generator: torch.Generator | None = None):
         super().__init__()
-        self.config = config
-        self.head = None
+        self.config, self.head = config, None
         with torch.random.fork_rng(devices=[]):  # torch draws weights that are replaced below
+            self.embed = nn.Embedding(config.vocab_size, config.n_embd)
             self.build(config)
-            if not (getattr(config, "tie_embeddings", True) or getattr(config, "n_label", None)):
+            if not (config.tie_embeddings or config.n_label):
                 self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
@@ -74,25 +111,19 @@ class Model(nn.Module):
                 f"position_ids has shape {tuple(position_ids.shape)}, expected {(B, T)} or "
                 f"{(1, T)}: one position for each new token."
             )
-        last = past + T - 1
+        last, block_size = past + T - 1, getattr(self.config, "block_size", math.inf)
         if T > 1 or past == 0:  # a single new token is the model's own: reading it costs time
-            check_ids(input_ids, self.config.vocab_size)
+            low, high = (int(x) for x in input_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(
+                    f"input_ids span {low}..{high}, the vocabulary 0..{self.config.vocab_size - 1}:"
+                    " was the text tokenised with this model's tokenizer?"
+                )
             last = last if position_ids is None else int(position_ids.max())
         elif position_ids is not None:
             return
-        block_size = getattr(self.config, "block_size", math.inf)
         if last >= block_size:
             raise ValueError(
                 f"The input reaches position {last}, {last + 1 - block_size} "
                 f"beyond the context of {block_size} tokens: shorten it."
             )
-
-
-def check_ids(input_ids: Tensor, vocab_size: int) -> None:
-    """Raise a ValueError where a token id lies outside the vocabulary."""
-    low, high = (int(x) for x in input_ids.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(
-            f"input_ids span {low}..{high}, the vocabulary 0..{vocab_size - 1}: was the text "
-            "tokenised with this model's tokenizer?"
-        )

@@ -115,10 +115,8 @@ class KVCache:
     """
 
     def __init__(self, n_layer: int, capacity: int = 0):
-        self.length = 0
-        self.capacity = capacity
-        self._keys: list[Tensor | None] = [None] * n_layer
-        self._values: list[Tensor | None] = [None] * n_layer
+        self.length, self.capacity = 0, capacity
+        self._stores: list[list[Tensor]] = [[] for _ in range(n_layer)]  # keys and values
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store T new keys and values behind the ``length`` old ones.
@@ -129,24 +127,21 @@ class KVCache:
         Returns:
             All keys and values of the layer: (B, H_kv, length + T, D).
         """
-        end = self.length + k.shape[2]
-        if self._keys[layer] is None or end > self._keys[layer].shape[2]:
-            self._grow(layer, k, end)
-        self._keys[layer][:, :, self.length : end] = k
-        self._values[layer][:, :, self.length : end] = v
-        return self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
+        end, old = self.length + k.shape[2], self._stores[layer]
+        if not old or end > old[0].shape[2]:
+            B, H, _, D = k.shape
+            room = max(self.capacity, 2 * end if old else end)
+            self._stores[layer] = [x.new_empty(B, H, room, D) for x in (k, v)]
+            for new, x in zip(self._stores[layer], old, strict=False):
+                new[:, :, : self.length] = x[:, :, : self.length]
+        keys, values = self._stores[layer]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+    def read(self, layer: int) -> list[Tensor]:
         """All keys and values of the layer: (B, H_kv, length, D)."""
-        return self._keys[layer][:, :, : self.length], self._values[layer][:, :, : self.length]
-
-    def _grow(self, layer: int, like: Tensor, end: int) -> None:
-        B, H, _, D = like.shape
-        room = max(self.capacity, end if self._keys[layer] is None else 2 * end)
-        for store in (self._keys, self._values):
-            old, store[layer] = store[layer], like.new_empty(B, H, room, D)
-            if old is not None:
-                store[layer][:, :, : self.length] = old[:, :, : self.length]
+        return [store[:, :, : self.length] for store in self._stores[layer]]
 
     def advance(self, tokens: int) -> None:
         """Count ``tokens`` as read, once every layer has appended them."""
@@ -154,8 +149,7 @@ class KVCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep only the given rows of the batch. rows: (B',) indices."""
-        self._keys = [k if k is None else k[rows] for k in self._keys]
-        self._values = [v if v is None else v[rows] for v in self._values]
+        self._stores = [[x[rows] for x in stores] for stores in self._stores]
 
 
 def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
@@ -199,6 +193,20 @@ def causal_bias(
         # A padded query may see nothing, and its softmax would be 0/0: let it see itself.
         mask[..., past:].diagonal(dim1=-2, dim2=-1).fill_(True)
     return mask_bias(mask, like.dtype)
+
+
+def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """(B, 1, 1, S) that hides padding from everyone; None where there is none.
+
+    Raises:
+        ValueError: a row of which nothing is kept.
+    """
+    if attention_mask is None or attention_mask.all():
+        return None
+    if not attention_mask.any(1).all():
+        row = int((~attention_mask.any(1)).nonzero()[0])
+        raise ValueError(f"attention_mask of row {row} is all 0: there is nothing to look at.")
+    return mask_bias(attention_mask.bool()[:, None, None], like.dtype)
 
 
 def attend(
@@ -271,20 +279,13 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         return x.view(B, T, heads, self.head_width).transpose(1, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
-        cache: tuple[KVCache, int] | None = None,
-        source: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None) -> Tensor:
         """
         Args:
             x: (B, T, C).
-            rotary: cos and sin of the new tokens' positions, (B or 1, 1, T, D).
+            rotary: a pair, cos and sin of the new tokens' positions, (B or 1, 1, T, D).
             bias: see ``attend``.
-            cache: the cache and this layer's number in it.
+            cache: a KVCache and this layer's number in it.
             source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
 
         Returns:
@@ -308,55 +309,40 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2)."""
+    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2).
 
-    def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias: bool = True):
+    Gated: down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
+    """
+
+    def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias=True, gated=False):
         super().__init__()
         self.activation = activation
+        self.gate = nn.Linear(n_embd, n_inner, bias) if gated else None
         self.up = nn.Linear(n_embd, n_inner, bias)
         self.down = nn.Linear(n_inner, n_embd, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        return self.down(self.activation(self.up(x)))
+        gate = self.gate
+        if gate is None:
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(gate(x)) * self.up(x))
 
 
-class GatedFeedForward(nn.Module):
-    """down(activation(gate(x)) · up(x)), without biases (Shazeer, 2020, eq. 6)."""
-
-    def __init__(self, n_embd: int, n_inner: int, activation: Callable):
-        super().__init__()
-        self.activation = activation
-        self.gate = nn.Linear(n_embd, n_inner, bias=False)
-        self.up = nn.Linear(n_embd, n_inner, bias=False)
-        self.down = nn.Linear(n_inner, n_embd, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))
-
-
-SwiGLU = partial(GatedFeedForward, activation=F.silu)
-GEGLU = partial(GatedFeedForward, activation=gelu_tanh)
+SwiGLU = partial(FeedForward, activation=F.silu, bias=False, gated=True)
+GEGLU = partial(FeedForward, activation=gelu_tanh, bias=False, gated=True)
 
 
 class Block(nn.Module):
     """Attention, cross-attention where there is one, feed-forward; a residual and a norm for each.
 
     Args:
-        norm: makes a fresh norm; called once for each sublayer.
+        norm: makes a fresh norm; called once for each sublayer. The others are modules.
         pre_norm: x + sublayer(norm(x)), as in GPT-2 and after; else norm(x + sublayer(x)), as in
             the first Transformer (Xiong et al., 2020, figure 1).
     """
 
-    def __init__(
-        self,
-        norm: Callable[[], nn.Module],
-        attention: Attention,
-        feed_forward: nn.Module,
-        cross_attention: Attention | None = None,
-        pre_norm: bool = True,
-    ):
+    def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True):
         super().__init__()
         self.pre_norm = pre_norm
         self.attention, self.feed_forward = attention, feed_forward
@@ -370,19 +356,29 @@ class Block(nn.Module):
             return x + sublayer(norm(x), *args)
         return norm(x + sublayer(x, *args))
 
-    def forward(
-        self,
-        x: Tensor,
-        rotary: tuple[Tensor, Tensor] | None = None,
-        bias: Tensor | None = None,
-        cache: tuple[KVCache, int] | None = None,
-        source: Tensor | None = None,
-        source_bias: Tensor | None = None,
-        source_cache: tuple[KVCache, int] | None = None,
-    ) -> Tensor:
-        """x: (B, T, C) -> (B, T, C); the rest as in ``Attention.forward``."""
+    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, cross=()) -> Tensor:
+        """x: (B, T, C) -> (B, T, C); the rest as in ``Attention.forward``.
+
+        Args:
+            cross: bias, cache and source of the cross-attention.
+        """
         x = self.add(x, self.attention_norm, self.attention, rotary, bias, cache)
         if self.cross_attention is not None:
-            cross = (None, source_bias, source_cache, source)
-            x = self.add(x, self.cross_attention_norm, self.cross_attention, *cross)
+            x = self.add(x, self.cross_attention_norm, self.cross_attention, None, *cross)
         return self.add(x, self.feed_forward_norm, self.feed_forward)
+
+
+def blocks(
+    n_layer: int, norm, attention, feed_forward, causal=True, cross=False, pre_norm=True
+) -> nn.ModuleList:
+    """``n_layer`` blocks of parts of their own.
+
+    Args:
+        norm, attention, feed_forward: make a fresh part; attention is told ``causal``.
+        cross: whether each block looks at a source too.
+    """
+    crosses = [attention(causal=False) if cross else None for _ in range(n_layer)]
+    return nn.ModuleList(
+        Block(norm, attention(causal=causal), feed_forward(), cross_attention, pre_norm)
+        for cross_attention in crosses
+    )

@@ -13,55 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.models.base import Model, check_config
-from course_lib.models.encoder import padding_bias
-from course_lib.models.layers import (
-    GEGLU,
-    Attention,
-    Block,
-    FeedForward,
-    KVCache,
-    RelativePositions,
-    RMSNorm,
-    causal_bias,
-)
+from course_lib.models import layers
+from course_lib.models.base import Config, Model, Output
 
 BART_OFFSET = 2
 """The first row of BART's position tables that is used."""
 
 
-class Seq2SeqCache:
+class Seq2SeqCache(layers.KVCache):
     """Keys and values of the decoder's own tokens, and of the source, which is read once."""
 
     def __init__(self, n_layer: int, capacity: int = 0):
-        self.own, self.source = KVCache(n_layer, capacity), KVCache(n_layer)
-
-    @property
-    def length(self) -> int:
-        return self.own.length
+        super().__init__(n_layer, capacity)
+        self.source = layers.KVCache(n_layer)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only the given rows of the batch. rows: (B',) indices."""
-        self.own.select(rows)
+        super().select(rows)
         self.source.select(rows)
 
 
-@dataclass
-class Seq2SeqOutput:
-    """logits: (B, T, V); encoder_last_hidden_state: (B, S, C); the cache if asked for."""
-
-    logits: Tensor
-    encoder_last_hidden_state: Tensor
-    past_key_values: Seq2SeqCache | None = None
-
-
 class Stack(nn.Module):
-    """The encoder or the decoder: positions, blocks, norms. A family leaves out what it lacks."""
+    """The encoder or the decoder: blocks (see ``layers.blocks``), and what a family has besides."""
 
     def __init__(self, blocks, positions=None, embed_norm=None, relative=None, norm=None):
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.positions, self.relative = positions, relative
+        self.blocks, self.positions, self.relative = blocks, positions, relative
         self.embed_norm, self.norm = embed_norm, norm
 
     def forward(self, x: Tensor, bias=None, source=None, source_bias=None, cache=None) -> Tensor:
@@ -77,20 +53,19 @@ class Stack(nn.Module):
         """
         T, past = x.shape[1], 0 if cache is None else cache.length
         if self.positions is not None:
-            first = BART_OFFSET + past
-            x = x + self.positions.weight[first : first + T]
+            x = x + self.positions.weight[BART_OFFSET + past :][:T]
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         if self.relative is not None:
             distance = self.relative(T, past + T)  # (1, H, T, S)
             bias = distance if bias is None else bias + distance
-        own_cache = source_cache = None
+        own = read = None
         for layer, block in enumerate(self.blocks):
             if cache is not None:
-                own_cache, source_cache = (cache.own, layer), (cache.source, layer)
-            x = block(x, None, bias, own_cache, source, source_bias, source_cache)
+                own, read = (cache, layer), (cache.source, layer)
+            x = block(x, None, bias, own, (source_bias, read, source))
         if cache is not None:
-            cache.own.advance(T)
+            cache.advance(T)
             cache.source.advance(0 if cache.source.length else source.shape[1])
         return x if self.norm is None else self.norm(x)
 
@@ -109,7 +84,7 @@ class Seq2Seq(Model):
         """What the encoder makes of the source: (B, S) -> (B, S, C)."""
         self.check(input_ids, attention_mask)
         x = self.embed(input_ids) * self.embed_scale
-        return self.encoder(x, padding_bias(attention_mask, x))
+        return self.encoder(x, layers.padding_bias(attention_mask, x))
 
     def forward(
         self,
@@ -120,49 +95,38 @@ class Seq2Seq(Model):
         encoder_outputs: tuple[Tensor] | None = None,
         past_key_values: Seq2SeqCache | None = None,
         use_cache: bool = False,
-    ) -> Seq2SeqOutput:
+    ) -> Output:
         """Logits of the next target token at every position of the decoder.
 
         Args:
-            input_ids: (B, S) source; not needed beside ``encoder_outputs``.
-            attention_mask: (B, S), 1 = keep; None = no padding.
+            input_ids, attention_mask: (B, S) source; no ids are needed beside ``encoder_outputs``.
             decoder_input_ids: (B, T) target, shifted right: its first token is
                 ``config.start_token_id``.
             decoder_attention_mask: (B, cached + T), 1 = keep.
             encoder_outputs: a tuple whose first entry is what ``encode`` returned.
-            past_key_values: the cache of the target tokens before these.
-            use_cache: return a cache that holds these tokens too.
-
-        Raises:
-            ValueError: a missing input; otherwise as a decoder's.
+            The others, and what is refused: see ``Model``. A missing input is, too.
         """
         if decoder_input_ids is None or (input_ids is None and encoder_outputs is None):
             raise ValueError(
                 "An encoder-decoder reads two texts: give decoder_input_ids, and input_ids or "
                 "encoder_outputs."
             )
-        if encoder_outputs is None:
-            source = self.encode(input_ids, attention_mask)
-        else:
-            source = encoder_outputs[0]  # (B, S, C)
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = self.new_cache()
+        source = encoder_outputs or (self.encode(input_ids, attention_mask),)
+        cache = self.new_cache() if use_cache and past_key_values is None else past_key_values
         past, T = 0 if cache is None else cache.length, decoder_input_ids.shape[-1]
         self.check(decoder_input_ids, decoder_attention_mask, past=past)
         x = self.embed(decoder_input_ids) * self.embed_scale
-        bias = causal_bias(decoder_attention_mask, T, past, x, explicit=True)
-        x = self.decoder(x, bias, source, padding_bias(attention_mask, x), cache)
-        return Seq2SeqOutput(self.score(x * self.logit_scale, self.logits_bias), source, cache)
+        bias = layers.causal_bias(decoder_attention_mask, T, past, x, explicit=True)
+        source_bias = layers.padding_bias(attention_mask, x)
+        x = self.decoder(x, bias, source[0], source_bias, cache)
+        logits = self.score(x * self.logit_scale, self.logits_bias)
+        return Output(logits, cache, x, source[0])
 
 
 @dataclass
-class T5Config:
+class T5Config(Config):
     """The shape of a T5 model."""
 
-    vocab_size: int
-    n_layer: int  # of the encoder, and of the decoder
-    n_head: int
     head_width: int  # heads need not share the channels equally
     n_embd: int  # width of the residual stream
     n_inner: int  # width of the feed-forward layer
@@ -173,54 +137,42 @@ class T5Config:
     tie_embeddings: bool = True  # v1.1: False
     start_token_id: int = 0  # the decoder's first token
 
-    def __post_init__(self) -> None:
-        check_config(self)
-
 
 class T5(Seq2Seq):
     """Relative positions, one table a stack, that every layer of the stack adds to its scores."""
 
     def build(self, config: T5Config) -> None:
-        C, D = config.n_embd, config.head_width
-        norm = partial(RMSNorm, C, config.norm_eps)
-        attention = partial(Attention, C, config.n_head, head_width=D, scale=1.0)
-        feed_forward = partial(FeedForward, activation=F.relu, bias=False)
-        if config.gated:
-            feed_forward = GEGLU
-
-        def stack(decoder: bool) -> Stack:
-            blocks = [
-                Block(norm, attention(causal=decoder), feed_forward(C, config.n_inner),
-                      attention(causal=False) if decoder else None)
-                for _ in range(config.n_layer)
-            ]  # fmt: skip
-            relative = RelativePositions(
-                config.n_bucket, config.max_distance, config.n_head, bidirectional=not decoder
+        C, H = config.n_embd, config.n_head
+        norm = partial(layers.RMSNorm, C, config.norm_eps)
+        plain = partial(layers.FeedForward, activation=F.relu, bias=False)
+        parts = (
+            norm,
+            partial(layers.Attention, C, H, head_width=config.head_width, scale=1.0),
+            partial(layers.GEGLU if config.gated else plain, C, config.n_inner),
+        )
+        distances = partial(layers.RelativePositions, config.n_bucket, config.max_distance, H)
+        self.encoder, self.decoder = (
+            Stack(
+                layers.blocks(config.n_layer, *parts, causal=decoder, cross=decoder),
+                relative=distances(bidirectional=not decoder),
+                norm=norm(),
             )
-            return Stack(blocks, relative=relative, norm=norm())
-
-        self.embed = nn.Embedding(config.vocab_size, C)
-        self.encoder, self.decoder = stack(decoder=False), stack(decoder=True)
+            for decoder in (False, True)
+        )
         self.logits_bias = None
         if config.tie_embeddings:
             self.logit_scale = C**-0.5
 
 
 @dataclass
-class BARTConfig:
+class BARTConfig(Config):
     """The shape of a BART model."""
 
-    vocab_size: int
-    n_layer: int  # of the encoder, and of the decoder
-    n_head: int
     n_embd: int  # width of the residual stream
     n_inner: int  # width of the feed-forward layer
     block_size: int  # longest sequence of tokens, source or target
     scale_embeddings: bool = False  # multiply embeddings by √n_embd
     start_token_id: int = 2  # the decoder's first token
-
-    def __post_init__(self) -> None:
-        check_config(self)
 
 
 class BART(Seq2Seq):
@@ -228,20 +180,21 @@ class BART(Seq2Seq):
 
     def build(self, config: BARTConfig) -> None:
         C = config.n_embd
-        norm = partial(nn.LayerNorm, C)
-        attention = partial(Attention, C, config.n_head, bias=True)
-
-        def stack(decoder: bool) -> Stack:
-            blocks = [
-                Block(norm, attention(causal=decoder), FeedForward(C, config.n_inner, F.gelu),
-                      attention(causal=False) if decoder else None, pre_norm=False)
-                for _ in range(config.n_layer)
-            ]  # fmt: skip
-            positions = nn.Embedding(BART_OFFSET + config.block_size, C)
-            return Stack(blocks, positions, embed_norm=norm())
-
-        self.embed = nn.Embedding(config.vocab_size, C)
-        self.encoder, self.decoder = stack(decoder=False), stack(decoder=True)
+        parts = (
+            partial(nn.LayerNorm, C),
+            partial(layers.Attention, C, config.n_head, bias=True),
+            partial(layers.FeedForward, C, config.n_inner, F.gelu),
+        )
+        self.encoder, self.decoder = (
+            Stack(
+                layers.blocks(
+                    config.n_layer, *parts, causal=decoder, cross=decoder, pre_norm=False
+                ),
+                positions=nn.Embedding(BART_OFFSET + config.block_size, C),
+                embed_norm=nn.LayerNorm(C),
+            )
+            for decoder in (False, True)
+        )
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size))
         if config.scale_embeddings:
             self.embed_scale = C**0.5

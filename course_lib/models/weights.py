@@ -7,7 +7,6 @@ have are refused by name.
 
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from course_lib.models.base import Model
-from course_lib.models.families import FAMILIES, WITHOUT_EFFECT, Family, pairs
+from course_lib.models.families import FAMILIES, FIXED, UNUSED, WITHOUT_EFFECT, Family, pairs
 from course_lib.models.seq2seq import T5
 
 
@@ -30,23 +29,20 @@ def _refuse(name: str, value, allowed: str) -> None:
 
 def _check_fields(family: Family, fields: dict) -> None:
     """Raise a ValueError that names a field that we do not know or whose value we do not have."""
-    for name, allowed in family.required.items():
-        if name in fields and fields[name] not in allowed:
-            _refuse(name, fields[name], " or ".join(map(repr, allowed)))
-    for name, other in pairs(family.same).items():
-        if name in fields and fields[name] != fields.get(other):
-            _refuse(name, fields[name], f"{other}={fields.get(other)!r}")
-    known = {*pairs(family.fields), *pairs(family.same), *family.required, *WITHOUT_EFFECT}
-    if unknown := sorted(set(fields) - known - set(family.ignored.split()) - {"model_type"}):
+    fixed = {**FIXED, **family.fixed}
+    for name, value in fixed.items():
+        if fields.get(name, value) != value:
+            _refuse(name, fields[name], repr(value))
+    known = {*pairs(family.fields), *fixed, *family.special.split(), *WITHOUT_EFFECT}
+    if unknown := sorted(set(fields) - known):
         raise ValueError(
             f"unknown config fields {unknown}: they might change what the model computes, so the "
             "model is not loaded. Load it with transformers instead."
         )
 
 
-def _read_special(fields: dict, values: dict) -> None:
+def _read_special(kind: str, fields: dict, values: dict) -> None:
     """Fields that have another form here."""
-    kind = fields["model_type"]
     if kind == "llama":
         values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
         rope = fields.get("rope_parameters") or {}
@@ -64,6 +60,20 @@ def _read_special(fields: dict, values: dict) -> None:
             values["start_token_id"] = fields.get("pad_token_id") or 0
 
 
+def _write_special(kind: str, config) -> dict:
+    """Fields that have another form there."""
+    if kind == "roberta":
+        return {"max_position_embeddings": config.first_position + config.block_size}
+    if kind == "llama":
+        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    if kind == "t5":
+        form, tied = "gated-gelu" if config.gated else "relu", config.tie_embeddings
+        return {
+            "feed_forward_proj": form, "tie_word_embeddings": tied, "scale_decoder_outputs": tied,
+        }  # fmt: skip
+    return {}
+
+
 def config_from_transformers(fields: dict):
     """Our config from the content of a ``config.json``.
 
@@ -79,14 +89,14 @@ def config_from_transformers(fields: dict):
     architecture = (fields.get("architectures") or family.classes)[0]
     if architecture not in family.classes:
         _refuse("architectures", architecture, " or ".join(map(repr, family.classes)))
-    names = pairs(family.fields)
-    optional = {"num_key_value_heads", "decoder_start_token_id", *family.defaults}
-    if missing := [name for name in names if fields.get(name) is None and name not in optional]:
+    read = {**family.defaults, **{name: x for name, x in fields.items() if x is not None}}
+    names, values = pairs(family.fields), {}
+    for theirs, ours in names.items():
+        if theirs in read and values.setdefault(ours, read[theirs]) != read[theirs]:
+            _refuse(theirs, read[theirs], repr(values[ours]))
+    if missing := [theirs for theirs, ours in names.items() if ours not in values]:
         raise ValueError(f"config.json lacks the fields {missing}: is it a {kind} model's?")
-    given = {name: value for name, value in fields.items() if value is not None}
-    read = {**family.defaults, **given}
-    values = {ours: read.get(theirs) for theirs, ours in names.items()}
-    _read_special(fields, values)
+    _read_special(kind, fields, values)
     if architecture in family.classes[1:]:
         values["n_label"] = len(fields.get("id2label") or range(fields.get("num_labels", 2)))
     config = family.config(**values)
@@ -97,136 +107,95 @@ def config_from_transformers(fields: dict):
     return config
 
 
-def _family(config) -> tuple[str, Family]:
-    return next((kind, f) for kind, f in FAMILIES.items() if f.config is type(config))
+def _family(config) -> Family:
+    return next(family for family in FAMILIES.values() if family.config is type(config))
 
 
-def _write_special(kind: str, config) -> dict:
-    """Fields that have another form there."""
-    if kind == "roberta":
-        return {"max_position_embeddings": config.first_position + config.block_size}
-    if kind == "llama":
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-    if kind == "t5":
-        return {
-            "feed_forward_proj": "gated-gelu" if config.gated else "relu",
-            "tie_word_embeddings": config.tie_embeddings,
-            "scale_decoder_outputs": config.tie_embeddings,
-        }
-    return {}
-
-
-def config_to_transformers(
-    config,
-    dtype: torch.dtype = torch.float32,
-    eos_token_id: int | None = None,
-    pad_token_id: int | None = None,
-) -> dict:
-    """The content of a ``config.json`` that transformers reads as the same model."""
-    kind, family = _family(config)
-    n_label = getattr(config, "n_label", None)
+def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_token_id=None):
+    """The content of a ``config.json``, a dict, that transformers reads as the same model."""
+    family, n_label = _family(config), config.n_label
     fields = {
         "architectures": [family.classes[1 if n_label else 0]],
-        "model_type": kind,
+        "model_type": family.kind,
         "bos_token_id": None,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
         "dtype": str(dtype).removeprefix("torch."),
+        **family.fixed,
+        **{theirs: getattr(config, ours) for theirs, ours in pairs(family.fields).items()},
     }
-    in_use = ("hidden_act", "activation_function", "attention_bias", "mlp_bias")
-    fields.update({name: family.required[name][0] for name in in_use if name in family.required})
-    fields.update({theirs: getattr(config, ours) for theirs, ours in pairs(family.fields).items()})
-    fields.update({name: fields[other] for name, other in pairs(family.same).items()})
     if n_label:
         fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
         fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
-    return {**fields, **_write_special(kind, config)}
+    return {**fields, **_write_special(family.kind, config)}
 
 
-def _rename(name: str, table: dict[str, str]) -> str | None:
-    """The name on the other side; None where the table has no such weight."""
-    number = re.search(r"\.(\d+)\.", name)
-    starred = name if number is None else name.replace(number[0], ".*.", 1)
-    for key in (name, starred):
-        module, _, leaf = key.rpartition(".")
-        new = table[key] if key in table else f"{table[module]}.{leaf}" if module in table else None
-        if new is not None:
-            return new if number is None else new.replace("*", number[1], 1)
-    return None
+def _places(model: Model) -> dict[str, tuple[str, int]]:
+    """Our name of every weight -> transformers' name of what holds it, and the place in it.
 
-
-def _to_ours(config, weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """transformers' weights under our names and in our layout; names we lack stay as they are."""
-    kind, family = _family(config)
-    table, weights, ours = family.weight_names(config), dict(weights), {}
-    prefix = next(iter(table)).split(".")[0] + "."  # files of a model without a head leave it out
-    for copy, original in pairs(family.repeats).items():
-        if copy in weights:
-            tensor = weights.pop(copy)
-            if copy.endswith("weight") and not torch.equal(
-                tensor, weights.get(original, tensor)
-            ):
-                raise ValueError(f"{source}: {copy} differs from {original}: they must be tied.")
-            weights.setdefault(original, tensor)
-    for name, tensor in weights.items():
-        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")  # BERT's first files
-        name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        new = _rename(name, table) or _rename(prefix + name, table) or name
-        if new.startswith("-"):
-            continue
-        if family.transposed and new.startswith("blocks.") and tensor.ndim == 2:
-            tensor = tensor.T
-        if ".qkv." in new:
-            shape = (3, config.n_head, -1) if family.fused == 0 else (config.n_head, 3, -1)
-            parts = tensor.unflatten(0, shape).unbind(family.fused)  # each (H, D, ...)
-            for part, x in zip("qkv", parts, strict=True):
-                ours[new.replace(".qkv.", f".{part}.")] = x.flatten(0, 1)
-        else:
-            ours[new] = tensor
-    return ours
-
-
-def _to_theirs(model: Model) -> dict[str, Tensor]:
-    """Our weights under transformers' names and in its layout, without second copies of matrices.
-
-    A bias that transformers names twice is there twice: an untied model reads one of them only.
+    The place is 0, 1, 2 for q, k, v that are one matrix there, else -1.
     """
-    config, ours, weights = model.config, dict(model.state_dict()), {}
-    _, family = _family(config)
-    table = {ours: theirs for theirs, ours in family.weight_names(config).items()}
-    if family.fused is not None:
-        for q in [name for name in ours if ".attention.q." in name]:
-            parts = [ours.pop(q.replace(".q.", f".{part}.")) for part in "qkv"]
-            parts = [x.unflatten(0, (config.n_head, -1)) for x in parts]  # (H, D, ...)
-            ours[q.replace(".q.", ".qkv.")] = torch.stack(parts, family.fused).flatten(0, 2)
-    for name, tensor in ours.items():
-        transposed = family.transposed and name.startswith("blocks.") and tensor.ndim == 2
-        weights[_rename(name, table)] = tensor.T if transposed else tensor
-    for copy, original in pairs(family.repeats).items():
-        if copy.endswith("bias") and original in weights:
-            weights[copy] = weights[original].clone()
-    return weights
+    family = _family(model.config)
+    names, places = family.names(model.config), {}
+    for name in model.state_dict():
+        module, _, leaf = name.rpartition(".")
+        fused = family.fused is not None and ".attention." in name
+        part = "qkv".find(module[-1]) if fused else -1
+        module = module if part < 0 else module[:-1] + "qkv"
+        places[name] = names[name] if name in names else f"{names[module]}.{leaf}", part
+    return places
+
+
+def _inside(model: Model, name: str, part: int, tensor: Tensor) -> Tensor:
+    """The view of transformers' tensor that is our weight; q, k and v are (H, D, ...) there."""
+    family = _family(model.config)
+    if family.transposed and name.startswith("blocks.") and tensor.ndim == 2:
+        tensor = tensor.T
+    if part < 0:
+        return tensor
+    H = model.config.n_head
+    shape = (3, H, -1) if family.fused == 0 else (H, 3, -1)
+    return tensor.unflatten(0, shape).select(family.fused, part)
 
 
 def _unfilled(config) -> Model:
     """A model whose weights are about to be replaced: it must not use up random numbers."""
     with torch.random.fork_rng(devices=[]):
-        return _family(config)[1].model(config)
+        return _family(config).model(config)
 
 
 def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
     """Copy transformers-named weights into the model, every one of them and no other."""
-    ours = _to_ours(model.config, weights, source)
-    embed = ours.get("embed.weight", torch.empty(0))
-    if model.head is None:
-        if not torch.equal(ours.pop("head.weight", embed), embed):
-            raise ValueError(
-                f"{source}: the config ties the output matrix to the embeddings, but they differ."
-            )
-    elif isinstance(model, T5):
-        ours.setdefault("head.weight", embed)  # untied in name, yet stored once
-    wanted = model.state_dict()
-    missing, extra = sorted(set(wanted) - set(ours)), sorted(set(ours) - set(wanted))
+    family, places, ours = _family(model.config), _places(model), {}
+    prefix = places["embed.weight"][0].split(".")[0] + "."
+
+    def plain(name: str) -> str:
+        """Without the prefix, which files of a headless model leave out, and as BERT says today."""
+        name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
+        return name.replace("LayerNorm.beta", "LayerNorm.bias").removeprefix(prefix)
+
+    weights = {plain(name): tensor for name, tensor in weights.items()}
+    copies = pairs(family.repeats)
+    if model.head is None and (head := family.names(model.config).get("head")):
+        copies[f"{head}.weight"] = places["embed.weight"][0]
+    for copy, original in copies.items():
+        if plain(copy) in weights:
+            tensor = weights.pop(plain(copy))
+            first = weights.setdefault(plain(original), tensor)
+            if copy.endswith("weight") and not torch.equal(tensor, first):
+                raise ValueError(
+                    f"{source}: the config ties the output matrix to the embeddings, but they "
+                    f"differ: {copy} differs from {original}, to which it is tied."
+                )
+    for name, (theirs, part) in places.items():
+        if plain(theirs) in weights:
+            x = _inside(model, name, part, weights[plain(theirs)])
+            ours[name] = x if part < 0 else x.flatten(0, 1)
+    if model.head is not None and isinstance(model, T5) and "embed.weight" in ours:
+        ours.setdefault("head.weight", ours["embed.weight"])  # untied in name, yet stored once
+    wanted, known = model.state_dict(), {plain(theirs) for theirs, _ in places.values()}
+    missing = sorted(set(wanted) - set(ours))
+    extra = sorted(name for name in set(weights) - known if not UNUSED.search(name))
     if missing or extra:
         raise ValueError(f"{source} does not fit its config: missing {missing}, extra {extra}.")
     for name, tensor in ours.items():
@@ -270,14 +239,14 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
         output.weight = nn.Parameter(output.weight.detach().clone())
     for parameter in hf_model.parameters():  # .to(dtype) would round the rotary frequencies too
         parameter.data = parameter.data.to(dtype)
-    weights, (_, family) = _to_theirs(model), _family(model.config)
-    for copy, original in pairs(family.repeats).items():
-        if original in weights:
-            weights.setdefault(copy, weights[original])
-    names = {ours: theirs for theirs, ours in family.weight_names(model.config).items()}
-    if model.head is None and "head" in names:
-        weights[names["head"] + ".weight"] = weights[names["embed"] + ".weight"]
-    hf_model.load_state_dict(weights)
+    theirs, places = hf_model.state_dict(), _places(model)
+    for name, x in model.state_dict().items():
+        place, part = places[name]
+        inside = _inside(model, name, part, theirs[place])
+        inside.copy_(x.view_as(inside))
+    for copy, original in pairs(_family(model.config).repeats).items():
+        if copy in theirs:  # a bias that an untied model does not read
+            theirs[copy].copy_(theirs[original])
     return hf_model.to(model.device).train(model.training)
 
 
@@ -349,9 +318,12 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
-    weights = {
-        name: tensor.detach().to("cpu", dtype).contiguous()
-        for name, tensor in _to_theirs(model).items()
+    names = {place for place, _ in _places(model).values()}
+    names |= {copy for copy in pairs(_family(model.config).repeats) if copy.endswith("bias")}
+    weights = {  # one of each: a matrix that is there twice is stored once, a bias as it is
+        name: tensor.to("cpu", dtype, copy=True).contiguous()
+        for name, tensor in to_transformers(model).state_dict().items()
+        if name in names
     }
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     names = ("model.safetensors", "config.json")
