@@ -4,6 +4,7 @@ Shapes: B sequences, T tokens, V words of the vocabulary. Every mask is True/1 =
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -34,10 +35,11 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
         )
     targets = labels[:, 1:]  # (B, T-1)
     keep = targets != IGNORE_INDEX
-    safe = targets.masked_fill(~keep, 0).unsqueeze(-1)  # (B, T-1, 1)
-    logits = logits[:, :-1].float()
-    picked = logits.gather(-1, safe).squeeze(-1)  # (B, T-1)
-    return (picked - logits.logsumexp(-1)).masked_fill(~keep, 0.0)
+    # Prompts and padding are most of many batches: only the N rows that count are normalised.
+    places = F.pad(keep, (0, 1)).flatten().nonzero().squeeze(1)  # (N,)
+    rows = logits.flatten(0, 1).index_select(0, places).float()  # (N, V)
+    logprobs = -F.cross_entropy(rows, targets[keep], reduction="none")  # (N,)
+    return logprobs.new_zeros(targets.shape).masked_scatter(keep, logprobs)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:

@@ -10,7 +10,9 @@ PACKAGE = ROOT / "course_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "math", "typing"}
-INFRASTRUCTURE = {"ops", "models", "generation", "completion", "training", "optim", "runtime"}
+INFRASTRUCTURE = {"ops", "models", "generation", "completion", "chat", "training", "optim",
+                  "runtime"}  # fmt: skip
+ALGORITHMS = {"sft"}
 BORDER = {"models/weights.py", "shipped/__init__.py", "world/tokenizer.py", "world/recipe.py"}
 """The only modules that may import transformers: where weights or tokenizers cross over."""
 
@@ -70,6 +72,12 @@ def test_infrastructure_knows_no_world():
             assert own(imports(path)) <= INFRASTRUCTURE, path
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_an_algorithm_knows_infrastructure_alone(name):
+    """Neither the world nor another algorithm."""
+    assert own(imports(PACKAGE / f"{name}.py")) <= INFRASTRUCTURE
+
+
 def test_the_world_knows_no_algorithm():
     allowed = INFRASTRUCTURE | {"world"}
     for path in sorted((PACKAGE / "world").glob("*.py")):
@@ -80,7 +88,7 @@ def test_the_world_knows_no_algorithm():
 def test_world_generators_need_no_torch():
     """Documents come from the standard library alone, so the corpus runs in light processes."""
     for name in ("lexicon", "heldout", "facts", "arithmetic", "tasks", "lists", "prose",
-                 "documents", "foreign", "sites", "crawl"):  # fmt: skip
+                 "documents", "foreign", "sites", "crawl", "instructions"):  # fmt: skip
         assert "torch" not in tops(imports(PACKAGE / "world" / f"{name}.py"))
 
 

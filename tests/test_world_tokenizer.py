@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from course_lib.world import lexicon
 from course_lib.world.corpus import documents
-from course_lib.world.tokenizer import SPECIAL_TOKENS, save_tokenizer, train_tokenizer
+from course_lib.world.tokenizer import FILES, SPECIAL_TOKENS, save_tokenizer, train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +62,9 @@ def test_chat_template_starts_every_completion_with_a_space(tokenizer):
     assert text == "<|user|> Hello<|assistant|> Hi<|end|>"
     with pytest.raises(Exception, match="Roles are user and assistant, got system"):
         tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
+
+
+def test_the_files_to_ship_are_those_that_are_written(tmp_path):
+    """transformers 5 keeps the chat template in a file of its own: a copy without it has none."""
+    save_tokenizer(train_tokenizer(["a dog"], 300), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)

@@ -151,6 +151,7 @@ def unique(documents: Iterable[Document], index: DuplicateIndex) -> Iterator[Doc
 
 # --- stages that compare with others ------------------------------------------------------------
 
+
 def masked(documents: Iterable[Document]) -> Iterator[Document]:
     for document in documents:
         yield replace(document, text=mask_personal(document.text))
@@ -198,8 +199,15 @@ def curate(
     return back(front(pages, funnel), funnel, DuplicateIndex(), items or Contamination(()))
 
 
-def samples(pages: Iterable[Page], characters: int, items: Contamination) -> dict[str, list[str]]:
+def samples(
+    pages: Iterable[Page], characters: int, items: Contamination, funnel: Funnel | None = None
+) -> dict[str, list[str]]:
     """Three corpora of the same size from one crawl, to train the same model on.
+
+    Args:
+        characters: how many each corpus shall have; no page is read after the last has them.
+        items: the evaluation that no filtered document may contain.
+        funnel: counts what each stage lets through.
 
     Returns:
         ``"raw"``: all text of each page, menus and scripts' remains included; ``"random"``: the
@@ -222,7 +230,7 @@ def samples(pages: Iterable[Page], characters: int, items: Contamination) -> dic
             put("random", main_text(page.html) if size["random"] < characters else "")
             yield page
 
-    for document in curate(tap(pages), items=items):
+    for document in curate(tap(pages), funnel, items):
         put("filtered", document.text)
         if size["filtered"] >= characters:
             break

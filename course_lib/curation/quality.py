@@ -2,14 +2,14 @@
 
 C4: Raffel et al., "Exploring the Limits of Transfer Learning", 2020, section 2.2. Gopher: Rae et
 al., "Scaling Language Models", 2021, appendix A.1.1; its thresholds are kept as printed.
-Simplified away: C4's list of bad words (the micro-world has none) and its minimum of words a line
-(dialogues greet in two words); Gopher's limit of 100,000 words; of its repetition rules the shares
-of the most frequent 2- to 4-grams and of repeated lines and 10-grams.
+Simplified away: C4's list of bad words (the micro-world has none), its minimum of words a line
+(dialogues greet in two words) and its removal of three sentences that stand on another page too;
+Gopher's limit of 100,000 words and its rules on repeated paragraphs (here a paragraph is a line).
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # --- C4 -----------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def c4(text: str) -> tuple[str, str | None]:
 STOP_WORDS = frozenset("the be to of and that have with".split())
 BULLETS = ("-", "*", "•", "·")
 TOP_NGRAM_SHARES = {2: 0.20, 3: 0.18, 4: 0.16}
-DUPLICATE_10GRAM_SHARE = 0.10
+DUPLICATE_NGRAM_SHARES = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 
 
 def _share(lines: list[str], test: Callable[[str], bool]) -> float:
@@ -94,6 +94,10 @@ def duplicate_ngram_share(words: list[str], n: int) -> float:
     return covered / max(sum(map(len, words)), 1)
 
 
+def _characters(lines: Iterable[str]) -> int:
+    return sum(map(len, lines))
+
+
 def _mean_length(words: list[str]) -> float:
     return sum(map(len, words)) / max(len(words), 1)
 
@@ -111,11 +115,14 @@ GOPHER_RULES: dict[str, Callable[[list[str], list[str]], bool]] = {
     ),
     "stop words": lambda words, lines: len(STOP_WORDS & {w.lower() for w in words}) < 2,
     "repeated lines": lambda words, lines: len(lines) - len(set(lines)) > 0.3 * len(lines),
+    "text of repeated lines": lambda words, lines: (
+        _characters(lines) - _characters(set(lines)) > 0.2 * _characters(lines)
+    ),
     "repeated phrase": lambda words, lines: any(
         top_ngram_share(words, n) > limit for n, limit in TOP_NGRAM_SHARES.items()
     ),
-    "repeated 10-grams": lambda words, lines: (
-        duplicate_ngram_share(words, 10) > DUPLICATE_10GRAM_SHARE
+    "repeated n-grams": lambda words, lines: any(
+        duplicate_ngram_share(words, n) > limit for n, limit in DUPLICATE_NGRAM_SHARES.items()
     ),
 }
 """Name -> whether a page of these words and lines breaks the rule."""

@@ -26,9 +26,7 @@ def mask_personal(text: str) -> str:
         'Write to [email] or call [phone] before 12.'
     """
     text = EMAIL.sub("[email]", text)
-    return PHONE.sub(
-        lambda m: "[phone]" if 9 <= sum(map(str.isdigit, m[0])) <= 15 else m[0], text
-    )
+    return PHONE.sub(lambda m: "[phone]" if 9 <= sum(map(str.isdigit, m[0])) <= 15 else m[0], text)
 
 
 NGRAM = 13

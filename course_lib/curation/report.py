@@ -4,11 +4,13 @@ import argparse
 import json
 import multiprocessing
 import os
+import platform
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +18,14 @@ from course_lib.curation.duplicates import DuplicateIndex
 from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
+
+STORED = Path(__file__).with_name("crawl_200k.json")
+"""Written by ``python -m course_lib.curation --pages 200000 --out`` with this file's path."""
+
+
+def stored() -> dict:
+    """The figures of ``run(200_000)``, which come with the package."""
+    return json.loads(STORED.read_text())
 
 
 @dataclass
@@ -109,7 +119,9 @@ def run(
     Returns:
         The figures: ``funnel`` (a row a stage), ``kinds`` (stage -> kind -> pages), ``dropped``
         (reason -> pages), ``extraction``, the counts of ``Tally``, ``memory`` (a row every 10,000
-        pages: this process's resident MB, the index's MB, pages kept), ``seconds`` and more.
+        pages: this process's resident MB, the index's MB, pages kept), ``kept`` (shares of the
+        pages and of the characters of HTML), ``seconds``, ``cpu_seconds`` (of this process: all of
+        the work where ``processes`` is 1), ``pages_per_second``, ``made_by``.
 
     Raises:
         ValueError: ``pages`` is no positive multiple of ``PAGES_PER_SHARD``.
@@ -125,7 +137,7 @@ def run(
     items = evaluation_items(0, items_per_figure)
     contamination = Contamination(item.query for item in items)
     funnel, before, tally, index, memory = Funnel(), Funnel(), Tally(), DuplicateIndex(), []
-    process, started = psutil.Process(), time.perf_counter()
+    process, started, cpu = psutil.Process(), time.perf_counter(), time.process_time()
     shards = _front_shards(seed, pages // PAGES_PER_SHARD, leak_texts(items), processes)
     with tqdm(total=pages, unit="page", disable=not progress, desc="curation") as bar:
         for number, (documents, part) in enumerate(shards, 1):
@@ -138,9 +150,13 @@ def run(
                 memory.append({"pages": done, "resident_mb": process.memory_info().rss / 1e6,
                                "index_mb": index.megabytes, "kept": tally.documents})  # fmt: skip
     before.add(funnel)
+    rows, seconds = before.rows(), time.perf_counter() - started
     return {
-        "pages": pages, "seed": seed, "processes": processes,
-        "seconds": time.perf_counter() - started, "funnel": before.rows(),
+        "made_by": made_by(pages, seed, processes), "pages": pages, "seed": seed,
+        "processes": processes, "seconds": seconds, "cpu_seconds": time.process_time() - cpu,
+        "pages_per_second": pages / seconds,
+        "kept": {key: rows[-1][key] / rows[0][key] for key in ("pages", "characters")},
+        "funnel": rows,
         "kinds": {stage: dict(kinds) for stage, kinds in before.pages.items()},
         "dropped": dict(before.dropped), "extraction": tally.extraction.figures(),
         "near_duplicates_left": tally.near_duplicates_left, "stand_ins": tally.stand_ins,
@@ -149,15 +165,22 @@ def run(
     }  # fmt: skip
 
 
+def made_by(pages: int, seed: int, processes: int) -> dict[str, str]:
+    """The command that makes such a report again, and the versions of the libraries that filter."""
+    libraries = ("py3langid", "rensa", "resiliparse")
+    command = f"python -m course_lib.curation --pages {pages} --seed {seed} --processes {processes}"
+    return {"command": command, "python": platform.python_version(),
+            **{name: metadata.version(name) for name in libraries}}  # fmt: skip
+
+
 def table(report: dict) -> str:
     """The funnel as text."""
     lines = [f"{'stage':22s} {'pages':>8s} {'kept':>7s} {'precision':>9s} {'recall':>7s}"]
     for r in report["funnel"]:
         lines.append(f"{r['stage']:22s} {r['pages']:8d} {r['kept']:7.1%} {r['precision']:9.3f} "
                      f"{r['recall']:7.3f}")  # fmt: skip
-    first, last = report["funnel"][0], report["funnel"][-1]
-    lines.append(f"characters kept: {last['characters'] / first['characters']:.2%} of the HTML's; "
-                 f"{report['pages'] / report['seconds']:.0f} pages/s")  # fmt: skip
+    lines.append(f"characters kept: {report['kept']['characters']:.2%} of the HTML's; "
+                 f"{report['pages_per_second']:.0f} pages/s")  # fmt: skip
     return "\n".join(lines)
 
 

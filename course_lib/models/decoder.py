@@ -50,7 +50,9 @@ class Decoder(Model):
         """Logits of the next token at every position, or of the labels at the last kept token.
 
         Args:
-            position_ids: BLOOM has none: its distances are counted in ``attention_mask``.
+            position_ids: BLOOM has none: its distances are counted in ``attention_mask``. Where
+                they start anew inside a row, and there is neither mask nor cache, a row holds
+                several documents that do not see each other (``layers.document_bias``).
             logits_to_keep: score only this many last positions; 0 = all.
             The others, and what is refused: see ``Model``.
         """
@@ -59,6 +61,8 @@ class Decoder(Model):
         self.check(input_ids, attention_mask, position_ids, past)
         x, rotary = self.enter(input_ids, position_ids, past)
         bias = self.bias(attention_mask, past, x)
+        if position_ids is not None and attention_mask is None and cache is None:
+            bias = layers.document_bias(position_ids, bias, x)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotary, bias, None if cache is None else (cache, layer))
         if cache is not None:

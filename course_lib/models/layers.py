@@ -195,6 +195,28 @@ def causal_bias(
     return mask_bias(mask, like.dtype)
 
 
+def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Tensor | None:
+    """Hide the other documents of packed rows, transformers' way: without a mask of padding and
+    without a cache, a document begins wherever the positions do not count up by one.
+
+    Args:
+        position_ids: (B or 1, T), e.g. [[0, 1, 2, 0, 1]] for documents of three and two tokens.
+        bias: (B or 1, H or 1, T, T), or None for the plain causal mask.
+        like: a tensor of the wanted dtype and device.
+
+    Returns:
+        (B or 1, H or 1, T, T); ``bias`` itself where every row is one document.
+    """
+    starts = position_ids.diff(dim=1) != 1  # (B, T-1)
+    if not starts.any():
+        return bias
+    document = F.pad(starts.cumsum(1), (1, 0))  # (B, T): 0 0 0 1 1
+    other = document[:, None, :, None] != document[:, None, None]  # (B, 1, T, T)
+    if bias is None:
+        bias = causal_bias(None, position_ids.shape[1], 0, like, explicit=True)
+    return bias.masked_fill(other, float("-inf"))
+
+
 def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     """(B, 1, 1, S) that hides padding from everyone; None where there is none.
 

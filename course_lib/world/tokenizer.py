@@ -15,6 +15,8 @@ from course_lib.world import lexicon
 
 SPECIAL_TOKENS = ("<|end|>", "<|pad|>", "<|user|>", "<|assistant|>")
 VOCAB_SIZE = 2048
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What ``save_tokenizer`` writes, and what has to lie beside a model."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -59,7 +61,7 @@ def _lexicon_texts() -> Iterator[str]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write ``tokenizer.json`` and ``tokenizer_config.json`` as transformers reads them."""
+    """Write ``FILES`` as transformers reads them."""
     from transformers import PreTrainedTokenizerFast
 
     PreTrainedTokenizerFast(
