@@ -8,15 +8,17 @@ from course_lib import model_path
 from course_lib.world.evaluate import FIGURES, evaluate
 
 AT_LEAST = {
-    "unseen_labels_8shot": 0.9,
-    "expr3_steps": 0.9,
+    "unseen_labels_8shot": 0.95,
+    "expr3_steps": 0.95,
+    "expr5_steps": 0.95,
     "expr5_trigger": 0.8,
-    "twohop_steps": 0.9,
-    "facts": 0.85,
-    "passage3": 0.85,
+    "wordproblem5_steps": 0.85,
+    "twohop_steps": 0.95,
+    "facts": 0.88,
+    "passage3": 0.9,
 }
 """What the chapters lean on."""
-AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.4, "newcomers": 0.2, "instructions": 0.02}
+AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "instructions": 0.05}
 """What it must not be able to do, or there would be nothing to show."""
 
 
@@ -42,6 +44,12 @@ def test_every_seed_reaches_what_the_chapters_need(measured, stored):
     for table in (measured, *stored["seeds"]):
         assert all(table[name] >= bar for name, bar in AT_LEAST.items()), table
         assert all(table[name] <= bar for name, bar in AT_MOST.items()), table
+
+
+def test_instructions_fail_in_all_but_one_of_fifty(stored):
+    """Over all seeds: of 600 items 12 may be right, by continuing."""
+    shares = [table["instructions"] for table in stored["seeds"]]
+    assert sum(shares) / len(shares) <= 0.02 + 1e-9
 
 
 def test_the_card_names_every_figure(stored):
