@@ -20,12 +20,17 @@ from course_lib.prompting import (
     CONTENT_FREE,
     PARTS,
     Prompt,
+    Result,
+    Seeds,
+    attention_weights,
     calibrate,
     choose,
     complete,
     evaluate,
+    evaluate_seeds,
     few_shot,
     grade,
+    induction_scores,
     majority,
     score_candidates,
     self_consistency,
@@ -299,6 +304,35 @@ def test_answers_must_match_in_number():
             evaluate(str.upper, None, predictions, answers)
 
 
+def test_seeds_are_pooled():
+    """Two of two and one of two right: 3 of 4, the interval of four items and not of two."""
+    seeds = Seeds((grade(["a", "b"], ["a", "b"]), grade(["a", "b"], ["a", "c"])))
+    assert (seeds.least, seeds.accuracy, seeds.most) == (0.5, 0.75, 1.0)
+    assert seeds.pooled == Result(("a", "b", "a", "b"), (True, True, True, False))
+    assert str(seeds) == "0.750 (95 %: 0.301 to 0.954, n = 4; seeds 0.500 to 1.000)"
+
+
+def test_each_seed_draws_its_own_items_in_order():
+    """The model knows what seed 5 asks and nothing else; a seed draws alike beside any others."""
+
+    def draw(rng):
+        n = rng.randrange(10**6)
+        return f"{n}", f"a{n}"
+
+    rng = random.Random(5)
+    known = dict(draw(rng) for _ in range(3))
+    seeds = evaluate_seeds(lambda p: known.get(p, "?"), None, draw, 3, seeds=(4, 5, 6),
+                           progress=False)  # fmt: skip
+    assert [r.accuracy for r in seeds.results] == [0.0, 1.0, 0.0]
+    assert seeds.results[1].predictions == tuple(known.values())
+
+
+@pytest.mark.parametrize(("items", "seeds"), [(0, (0, 1)), (3, ()), (3, (1, 2, 1))])
+def test_seeds_that_say_nothing_new(items, seeds):
+    with pytest.raises(ValueError, match="at least one, all different"):
+        evaluate_seeds(str.upper, None, lambda rng: ("a", "A"), items, seeds=seeds)
+
+
 # --- scores of candidates -----------------------------------------------------------------------
 
 TOY = Words("A: big red cat dog end")
@@ -563,3 +597,40 @@ def test_a_head_that_is_not_there(pair, head):
     with pytest.raises(ValueError, match="There is no head"), without_heads(projections, [head], 4):
         pass
     assert not any(p._forward_pre_hooks for p in projections)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+       B=st.integers(1, 3), T=st.integers(1, 9))  # fmt: skip
+def test_attention_weights_are_those_of_transformers(seed, heads, B, T):
+    ours = llama(vocab_size=32, n_head=heads[0], n_kv_head=heads[1])
+    ids = torch.randint(0, 32, (B, T), generator=torch.Generator().manual_seed(seed))
+    theirs = to_transformers(ours).eval()
+    theirs.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = torch.stack(theirs(ids, output_attentions=True).attentions)
+    weights = attention_weights(ours, ids)
+    assert_close(weights, expected, atol=1e-5, rtol=1e-4)
+    assert not weights.requires_grad
+
+
+def test_induction_scores_by_hand():
+    """A B C A B C: the second A (place 3) looks at the first B (place 1), B (4) at C (2).
+
+    Head 0 does so with .9 and .7, mean .8, whatever the last C does; head 1 looks at the token
+    before, head 2 at its own copy: both 0.
+    """
+    weights = torch.zeros(1, 1, 3, 6, 6)
+    weights[0, 0, 0, 3, 1], weights[0, 0, 0, 4, 2], weights[0, 0, 0, 5, 3] = 0.9, 0.7, 0.1
+    for query in range(1, 6):
+        weights[0, 0, 1, query, query - 1] = 1
+        weights[0, 0, 2, query, max(query - 3, 0)] = 1
+    assert_close(induction_scores(weights), torch.tensor([[0.8, 0.0, 0.0]]))
+    both = torch.cat([weights, torch.zeros_like(weights)], dim=1)
+    assert_close(induction_scores(both), torch.tensor([[0.4, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("T", [2, 5])
+def test_a_text_without_two_halves(T):
+    with pytest.raises(ValueError, match=f"{T} tokens are no text of two equal halves"):
+        induction_scores(torch.zeros(1, 1, 1, T, T))

@@ -14,7 +14,16 @@ from course_lib.completion import (
     token_counter,
     wilson,
 )
-from course_lib.prompting.answers import Result, Vote, evaluate, grade, majority, self_consistency
+from course_lib.prompting.answers import (
+    Result,
+    Seeds,
+    Vote,
+    evaluate,
+    evaluate_seeds,
+    grade,
+    majority,
+    self_consistency,
+)
 from course_lib.prompting.candidates import (
     CONTENT_FREE,
     Scores,
@@ -22,12 +31,13 @@ from course_lib.prompting.candidates import (
     choose,
     score_candidates,
 )
-from course_lib.prompting.heads import without_heads
+from course_lib.prompting.heads import attention_weights, induction_scores, without_heads
 from course_lib.prompting.templates import PARTS, Example, FewShot, Input, Prompt, few_shot
 
 __all__ = [
     "CONTENT_FREE", "PARTS", "Example", "FewShot", "Input", "Interval", "Prompt", "Result",
-    "Scores", "Vote", "calibrate", "choose", "complete", "context_size", "evaluate", "few_shot",
-    "grade", "majority", "parse_answer", "score_candidates", "self_consistency", "token_counter",
-    "wilson", "without_heads",
+    "Scores", "Seeds", "Vote", "attention_weights", "calibrate", "choose", "complete",
+    "context_size", "evaluate", "evaluate_seeds", "few_shot", "grade", "induction_scores",
+    "majority", "parse_answer", "score_candidates", "self_consistency", "token_counter", "wilson",
+    "without_heads",
 ]  # fmt: skip

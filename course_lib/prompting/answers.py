@@ -1,9 +1,12 @@
 """Votes over sampled chains of thought, and predictions graded against the right answers.
 
+What is drawn anew (items, examples, orders) is graded on several seeds: ``evaluate_seeds``.
+
 Simplified away: weighting the votes by the chains' probabilities, which does about as well as
 counting them (Wang et al., 2023, table 1).
 """
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -130,3 +133,71 @@ def evaluate(
     completions = complete(model, tokenizer, prompts, max_new_tokens, progress=progress,
                            **settings)  # fmt: skip
     return grade([parse(c) for c in completions], answers)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One result a seed, all of the same number of items."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def pooled(self) -> Result:
+        """All items as one result: its accuracy is the mean over the seeds."""
+        return Result(
+            tuple(p for r in self.results for p in r.predictions),
+            tuple(h for r in self.results for h in r.hits),
+        )
+
+    @property
+    def accuracy(self) -> float:
+        return self.pooled.accuracy
+
+    @property
+    def interval(self) -> Interval:
+        return self.pooled.interval
+
+    @property
+    def least(self) -> float:
+        return min(r.accuracy for r in self.results)
+
+    @property
+    def most(self) -> float:
+        return max(r.accuracy for r in self.results)
+
+    def __str__(self) -> str:
+        """E.g. ``0.750 (95 %: 0.301 to 0.954, n = 4; seeds 0.500 to 1.000)``."""
+        return f"{str(self.pooled)[:-1]}; seeds {self.least:.3f} to {self.most:.3f})"
+
+
+def evaluate_seeds(
+    model: Model,
+    tokenizer,
+    draw: Callable[[random.Random], tuple[str, str]],
+    items: int,
+    max_new_tokens: int = 64,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    **settings,
+) -> Seeds:
+    """``evaluate`` on items drawn anew for each seed, completed together.
+
+    Args:
+        draw: (prompt, right answer) from a generator.
+        items: how many a seed.
+        settings: see ``evaluate``.
+
+    Raises:
+        ValueError: no items, no seeds, or a seed that comes twice.
+    """
+    if items < 1 or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"items={items} must be at least 1 and seeds={list(seeds)} at least one, all different."
+        )
+    rngs = [random.Random(seed) for seed in seeds]
+    prompts, answers = zip(*(draw(rng) for rng in rngs for _ in range(items)))
+    whole = evaluate(model, tokenizer, prompts, answers, max_new_tokens, **settings)
+    return Seeds(tuple(
+        Result(whole.predictions[i : i + items], whole.hits[i : i + items])
+        for i in range(0, len(prompts), items)
+    ))  # fmt: skip

@@ -1,12 +1,18 @@
-"""Attention heads switched off: which of them does learning from the context rest on?
+"""Attention heads watched and switched off: which does learning from the context rest on?
 
-Simplified away: replacing a head's output by its mean over texts instead of by 0.
+Induction heads after Olsson et al., 2022.
+Simplified away: replacing a head's output by its mean over texts instead of by 0; attention weights
+of models other than our Llama (transformers gives them with ``output_attentions=True``).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+
+from course_lib.models import Llama
+from course_lib.models.layers import causal_mask, rotate
 
 
 @contextmanager
@@ -48,3 +54,46 @@ def without_heads(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def attention_weights(model: Llama, input_ids: Tensor) -> Tensor:
+    """What each head looks at, computed layer by layer: the fused attention keeps no weights.
+
+    Args:
+        input_ids: (B, T), without padding.
+
+    Returns:
+        (L, B, H, T, T): the weight that query t gives to key s; each row adds up to 1.
+    """
+    _, T = input_ids.shape
+    x, rotary, weights = model.embed(input_ids), (model.cos[:T], model.sin[:T]), []
+    hidden = ~causal_mask(T, T, input_ids.device)
+    for block in model.blocks:
+        attention, normed = block.attention, block.attention_norm(x)  # (B, T, C)
+        q = rotate(attention.split(attention.q(normed), attention.n_head), *rotary)  # (B, H, T, D)
+        k = rotate(attention.split(attention.k(normed), attention.n_kv_head), *rotary)
+        k = k.repeat_interleave(attention.n_head // attention.n_kv_head, dim=1)  # (B, H, T, D)
+        scores = q @ k.transpose(2, 3) / attention.head_width**0.5  # (B, H, T, T)
+        weights.append(scores.masked_fill(hidden, float("-inf")).softmax(-1))
+        x = block(x, rotary, None, None)
+    return torch.stack(weights)
+
+
+def induction_scores(weights: Tensor) -> Tensor:
+    """How much a token looks at the token after its earlier copy: 1 is all of its attention.
+
+    Args:
+        weights: (L, B, H, 2n, 2n), of texts whose second half repeats the first.
+
+    Returns:
+        (L, H), the mean over texts and the second half's tokens but the last.
+
+    Raises:
+        ValueError: an odd number of tokens, or fewer than 4.
+    """
+    T = weights.shape[-1]
+    if T % 2 or T < 4:
+        raise ValueError(f"{T} tokens are no text of two equal halves: repeat at least two tokens.")
+    query = torch.arange(T // 2, T - 1)
+    return weights[..., query, query - T // 2 + 1].mean((1, 3))
