@@ -21,6 +21,7 @@ from course_lib.world import documents, lexicon, prose
 from course_lib.world.facts import the_world
 from course_lib.world.foreign import draw_language, foreign_paragraph
 from course_lib.world.sites import SITES, links, paragraphs, render, site
+from course_lib.world.words import sentences as word_sentences
 
 PAGES_PER_SHARD = 500
 
@@ -112,7 +113,9 @@ def _article(seed: int, number: int) -> Article:
     kind = rng.choices(list(SECTIONS), list(SECTIONS.values()))[0]
     least, lines, words = rng.randint(70, 350), [], 0
     while words < least:
-        document = documents.KINDS[kind](rng)
+        # of what is said about words, sentences only: an article is prose
+        draw = word_sentences if kind == "word facts" else documents.KINDS[kind]
+        document = draw(rng)
         lines += document.split("\n")
         words += len(document.split())
     personal: tuple[str, ...] = ()
