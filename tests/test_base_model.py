@@ -18,7 +18,7 @@ AT_LEAST = {
     "passage3": 0.9,
 }
 """What the chapters lean on."""
-AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "instructions": 0.05}
+AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "instructions": 0.02}
 """What it must not be able to do, or there would be nothing to show."""
 
 
@@ -43,13 +43,17 @@ def test_the_figures_of_the_card_are_measured_again(measured, stored):
 def test_every_seed_reaches_what_the_chapters_need(measured, stored):
     for table in (measured, *stored["seeds"]):
         assert all(table[name] >= bar for name, bar in AT_LEAST.items()), table
-        assert all(table[name] <= bar for name, bar in AT_MOST.items()), table
 
 
-def test_instructions_fail_in_all_but_one_of_fifty(stored):
-    """Over all seeds: of 600 items 12 may be right, by continuing."""
+def test_what_it_must_not_be_able_to_do(measured, stored):
+    """Each seed by itself, but for the instructions: one seed has 7 of 200 right by continuing, and
+    all three together 12 of 600."""
+    for table in (measured, *stored["seeds"]):
+        of_each = {n: bar for n, bar in AT_MOST.items() if n != "instructions"}
+        assert all(table[name] <= bar for name, bar in of_each.items()), table
     shares = [table["instructions"] for table in stored["seeds"]]
-    assert sum(shares) / len(shares) <= 0.02 + 1e-9
+    assert measured["instructions"] <= AT_MOST["instructions"]
+    assert sum(shares) / len(shares) <= AT_MOST["instructions"] + 1e-9
 
 
 def test_the_card_names_every_figure(stored):

@@ -75,7 +75,9 @@ SECTIONS = {
     "stories": 0.32, "reviews": 0.2, "biographies": 0.14, "loose facts": 0.1, "dialogues": 0.1,
     "word facts": 0.08, "passages": 0.06,
 }  # fmt: skip
-"""Share of the articles, by the kind of document (``documents.KINDS``) that they collect."""
+"""Share of the articles, by the kind of document that they collect."""
+PROSE = {kind: documents.KINDS[kind] for kind in SECTIONS} | {"word facts": word_sentences}
+"""How each kind is drawn: of what is said about words, only the sentences are prose."""
 PERSONAL_SHARE = 0.15
 """Share of the articles with an e-mail address or a telephone number in the text."""
 
@@ -113,9 +115,7 @@ def _article(seed: int, number: int) -> Article:
     kind = rng.choices(list(SECTIONS), list(SECTIONS.values()))[0]
     least, lines, words = rng.randint(70, 350), [], 0
     while words < least:
-        # of what is said about words, sentences only: an article is prose
-        draw = word_sentences if kind == "word facts" else documents.KINDS[kind]
-        document = draw(rng)
+        document = PROSE[kind](rng)
         lines += document.split("\n")
         words += len(document.split())
     personal: tuple[str, ...] = ()
