@@ -2,7 +2,7 @@
 
 Ink is a mid grey with enough contrast on white and on near-black; the ground is transparent. The
 colours are those of Okabe and Ito (2008) that keep their contrast on both; lines also differ in
-dash and marker.
+dash and marker. The first figure puts the style on for the whole process.
 """
 
 import base64
@@ -71,11 +71,10 @@ def _subplots(rows: int, columns: int, size: tuple[float, float], sharey: bool =
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        fig = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(fig)
-        axes = fig.subplots(rows, columns, squeeze=False, sharey=sharey)
-    return fig, list(axes.flat)
+    matplotlib.rcParams.update(STYLE)  # it stays on: legends and texts are drawn later
+    fig = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(fig)
+    return fig, list(fig.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
 
 
 def _require_text(**texts: str) -> None:
@@ -99,8 +98,7 @@ def heatmap(axes, values, *, xticks=None, yticks=None, vmin=None, vmax=None, lab
     if yticks is not None:
         axes.set_yticks(range(len(yticks)), yticks, fontsize=8)
     if label:
-        with matplotlib.rc_context(STYLE):
-            bar = axes.figure.colorbar(image, ax=axes)
+        bar = axes.figure.colorbar(image, ax=axes)
         bar.set_label(label, color=INK)
         bar.outline.set_edgecolor(INK)
         bar.ax.tick_params(colors=INK)
@@ -110,8 +108,7 @@ def heatmap(axes, values, *, xticks=None, yticks=None, vmin=None, vmax=None, lab
 def to_png(fig) -> bytes:
     """The figure as PNG, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        fig.savefig(buffer, format="png", metadata={"Software": None})
+    fig.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -27,22 +27,23 @@ SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
 
 
 def lr_factor(
-    step: int, max_steps: int, warmup_steps: int = 0, schedule: str = "linear",
-    decay_fraction: float = 0.4,
+    step: int, max_steps: int, warmup_steps: int = 0,
+    schedule: str | Callable[[int], float] = "linear", decay_fraction: float = 0.4,
 ) -> float:  # fmt: skip
     """What the base learning rate is multiplied with at ``step`` (counted from 0).
 
     ``constant``: 1. ``linear``: falls from 1 to 0. ``cosine``: half a cosine from 1 to 0.
     ``trapezoid``: 1, then linearly to 0 over the last ``decay_fraction`` of the run (Hu et al.,
-    2024, "MiniCPM"). Each is held below the warm-up line (step + 1) / warmup_steps.
+    2024, "MiniCPM"). Or any function of the step. Each is held below 1 and below the warm-up line
+    (step + 1) / warmup_steps.
     """
     left = max_steps - step
-    factor = {
+    factor = schedule(step) if callable(schedule) else {
         "constant": 1.0,
         "linear": left / max_steps,
         "cosine": 0.5 * (1 + math.cos(math.pi * step / max_steps)),
         "trapezoid": left / (max_steps * decay_fraction),
-    }[schedule]
+    }[schedule]  # fmt: skip
     warmup = (step + 1) / warmup_steps if warmup_steps else 1.0
     return min(1.0, warmup, factor)
 
@@ -189,7 +190,7 @@ def train(
     optimizer=None,
     lr: float = 1e-3,
     warmup_steps: int = 0,
-    schedule: str = "linear",
+    schedule: str | Callable[[int], float] = "linear",
     decay_fraction: float = 0.4,
     max_grad_norm: float = 1.0,
     gradient_accumulation: int = 1,
@@ -231,8 +232,10 @@ def train(
         FloatingPointError: the loss or its gradient is not finite; the weights are those of the
             step before and the last checkpoint stays.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}.")
+    if not callable(schedule) and schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule must be one of {SCHEDULES} or a function of the step, got {schedule!r}."
+        )
     if max_steps < 1 or gradient_accumulation < 1:
         raise ValueError(
             f"max_steps and gradient_accumulation must be at least 1, got {max_steps} and "

@@ -55,6 +55,16 @@ def test_lines_differ_without_colour():
     assert len({str(line.get_linestyle()) + str(line._dash_pattern) for line in lines}) == 6
 
 
+def test_what_is_drawn_later_is_in_the_style_too():
+    """Legends once came with a white box and black letters, which a dark page cannot show."""
+    fig, ax = plotting.figure("a", "b", "c")
+    ax.plot([0, 1], label="line")
+    note = ax.text(0, 0, "note")
+    legend = ax.legend()
+    assert not legend.get_frame_on()
+    assert {note.get_color(), legend.get_texts()[0].get_color()} == {plotting.INK}
+
+
 def test_heatmap_keeps_its_labels():
     fig, axes = plotting.figure("t", "key", "query")
     plotting.heatmap(axes, [[1, 0], [0, 1]], xticks=["a", "b"], yticks=["c", "d"], label="weight")

@@ -80,6 +80,12 @@ def test_lr_factor_over_ten_steps(schedule, warmup, factors):
         assert lr_factor(step, 10, warmup, schedule, 0.4) == pytest.approx(factor), step
 
 
+def test_a_function_of_the_step_is_held_below_one_and_the_warm_up():
+    """2 / (step + 1) is 2, 1, 2/3, 1/2; the warm-up over four steps 1/4, 2/4, 3/4, 1."""
+    values = [lr_factor(s, 10, 4, lambda step: 2 / (step + 1)) for s in range(4)]
+    assert values == pytest.approx([1 / 4, 2 / 4, 2 / 3, 1 / 2])
+
+
 def test_half_a_cosine():
     """Over 12 steps: (1 + cos 60°)/2 = .75 at 4, .5 at 6, (1 + cos 120°)/2 = .25 at 8."""
     values = [lr_factor(s, 12, 0, "cosine") for s in (0, 4, 6, 8)]

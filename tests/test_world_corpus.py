@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.world.corpus import documents, pack, packed_rows, shard_documents, write_rows
-from course_lib.world.documents import FIRST_MIX, KINDS, LAST_MIX, MIX
+from course_lib.world.documents import FIRST_MIX, KINDS, LAST_MIX, LATE_MIX, MIX
 
 
 def test_the_same_seed_gives_the_same_documents_and_another_seed_others():
@@ -37,6 +37,7 @@ def test_shares_of_the_characters_are_those_of_the_mix():
 def test_the_last_mix_has_every_kind_and_adds_up():
     kinds = {d.kind for d in islice(shard_documents(1, 0, "last"), 2000)}
     assert kinds == set(KINDS) == set(LAST_MIX) and sum(LAST_MIX.values()) == pytest.approx(1.0)
+    assert set(LATE_MIX) == set(MIX) == set(KINDS) - {"label lists"}
 
 
 def test_the_first_mix_has_its_own_kinds_and_shares():
@@ -44,7 +45,8 @@ def test_the_first_mix_has_its_own_kinds_and_shares():
     for d in islice(shard_documents(1, 0, "first"), 2000):
         size[d.kind] += len(d.text)
     assert set(size) == set(FIRST_MIX) and sum(FIRST_MIX.values()) == pytest.approx(1.0)
-    assert size["repetitions"] / sum(size.values()) == pytest.approx(0.55, rel=0.1)
+    share = FIRST_MIX["repetitions"]
+    assert size["repetitions"] / sum(size.values()) == pytest.approx(share, rel=0.1)
 
 
 def test_every_word_of_a_repetition_comes_at_least_twice():

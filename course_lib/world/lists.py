@@ -112,7 +112,7 @@ def _code_pairs(rng: random.Random, count: int) -> list[Pair]:
     return [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
 
 
-CLUSTER_WEIGHTS = {"words": 4.0, "categories": 3.0, "spelling": 2.0, "world": 2.0, "lists": 1.5}
+CLUSTER_WEIGHTS = {"words": 4.0, "categories": 3.0, "spelling": 2.0, "world": 2.0}
 """How often a task is drawn, by cluster (1 where it is not named): a table of a hundred words needs
 many more examples than a rule."""
 _WEIGHTS = [CLUSTER_WEIGHTS.get(t.cluster, 1.0) for t in TASKS.values()]
@@ -134,10 +134,33 @@ def draw_list(rng: random.Random) -> str:
     else:
         draw = {"labels": _label_pairs, "plus": _plus_k_pairs, "codes": _code_pairs}[kind]
         pairs = draw(rng, 40)
+    return _written(pairs, heading, rng.randint(60, 560), rng)
+
+
+def draw_label_list(rng: random.Random) -> str:
+    """A list of words with the random labels of their categories."""
+    return _written(_label_pairs(rng, 40), "", rng.randint(60, 560), rng)
+
+
+OPERATIONS = [t for t in TASKS.values() if t.cluster in ("lists", "compositions")] + [
+    TASKS[name] for name in ("odd_one_out", "pick_kind", "largest", "smallest", "ascending")
+]
+
+
+def draw_operations(rng: random.Random) -> str:
+    """A longer list of one task that works on lists: what is learnt last of all lists."""
+    task = rng.choice(OPERATIONS)
+    pairs = [task.draw(rng, False) for _ in range(40)]
+    headed = rng.random() < 0.4
+    heading = rng.choice(task.instructions) + rng.choice((".", ":", "")) if headed else ""
+    return _written(pairs, heading, rng.randint(150, 640), rng)
+
+
+def _written(pairs: list[Pair], heading: str, limit: int, rng: random.Random) -> str:
+    """The first pairs in a random layout, at least two, about ``limit`` characters in all."""
     layout = draw_layout(rng)
     while pairs[0][0][-1].isdigit() and re.search(r"} [-+] {", layout):
         layout = draw_layout(rng)  # "60 - 75" would read as a sum
-    limit = rng.randint(60, 560)
     size, count = 0, 0
     while count < len(pairs) and (size < limit or count < 2):
         size += sum(map(len, pairs[count])) + len(layout) - 4

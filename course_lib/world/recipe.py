@@ -23,7 +23,7 @@ from course_lib.pretraining import causal_lm_loss
 from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
-from course_lib.world.documents import FIRST_MIX, LAST_MIX, MIX, POLISH_MIX
+from course_lib.world.documents import FIRST_MIX, LAST_MIX, LATE_MIX, MIX
 from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
@@ -38,35 +38,42 @@ class Recipe:
 
     seed: int = 0
     first_steps: int = 1800  # on FIRST_MIX, whose repetitions teach copying; then on MIX
-    last_steps: int = 6000  # on LAST_MIX, at the end
-    max_steps: int = 12_000
-    polish_steps: int = 5500  # a second run, on POLISH_MIX
-    polish_factor: float = 0.5  # its learning rates, as a share of the first run's
+    late_steps: int = 6250  # on LATE_MIX
+    last_steps: int = 5750  # on LAST_MIX, at the end
+    max_steps: int = 24_000
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
     warmup_steps: int = 100
-    decay_fraction: float = 0.5  # the last part of the run, linearly to zero
+    # shares of the run and factors of the learning rates there, linear between them
+    lr_knots: tuple[tuple[float, float], ...] = ((10 / 24, 1.0), (14.5 / 24, 0.55), (1.0, 0.0))
     tokenizer_documents: int = 20_000
 
     @property
-    def steps(self) -> int:
-        """Of both runs."""
-        return self.max_steps + self.polish_steps
+    def main_steps(self) -> int:
+        """On MIX, after those on FIRST_MIX."""
+        return self.max_steps - self.first_steps - self.late_steps - self.last_steps
+
+    def lr_schedule(self, step: int) -> float:
+        """Linear between ``lr_knots``: (share of the run, factor); 1 before the first."""
+        shares, factors = zip(*self.lr_knots, strict=True)
+        return float(np.interp(step / self.max_steps, shares, factors))
 
     def scaled(self, max_steps: int) -> "Recipe":
         """The same recipe in another number of steps, its stages in proportion."""
         part = max_steps / self.max_steps
         return replace(
             self, max_steps=max_steps, first_steps=round(self.first_steps * part),
-            last_steps=round(self.last_steps * part), polish_steps=round(self.polish_steps * part),
+            late_steps=round(self.late_steps * part), last_steps=round(self.last_steps * part),
         )  # fmt: skip
 
 
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6000, 7000, 8000, 9500, 11_000)
+SNAPSHOTS = (
+    500, 1000, 1500, 2000, 2500, 3000, 4000, 5500, 7000, 9000, 12_000, 15_000, 18_000, 21_000,
+)  # fmt: skip
 """Steps whose weights are evaluated for the chapter on emergence: multiples of SNAPSHOT_EVERY."""
 SNAPSHOT_EVERY = 100
 
@@ -103,15 +110,15 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     """The tokenizer's folder and the packed rows, made if they are not there yet.
 
     Returns:
-        folder, and (rows, block_size) uint16: those of the first mix, of the main and of the last.
+        folder, and (rows, block_size) uint16: those of the four mixes one after the other.
     """
     folder = build / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         texts = (d.text for d in islice(documents(recipe.seed), recipe.tokenizer_documents))
         save_tokenizer(train_tokenizer(texts, CONFIG.vocab_size), folder)
-    main_steps = recipe.max_steps - recipe.first_steps - recipe.last_steps
-    steps = {"first": recipe.first_steps, "main": main_steps, "last": recipe.last_steps}
+    steps = {"first": recipe.first_steps, "main": recipe.main_steps, "late": recipe.late_steps,
+             "last": recipe.last_steps}  # fmt: skip
     parts = []
     for mix, count in steps.items():
         tokens = count * recipe.batch_size * CONFIG.block_size
@@ -121,34 +128,10 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     return folder, np.concatenate(parts)
 
 
-def _polish(model: Llama, recipe: Recipe, build: Path) -> None:
-    """The second run: half the learning rate, linearly to zero."""
-    tokens = recipe.polish_steps * recipe.batch_size * CONFIG.block_size
-    path = build / f"rows-polish-{recipe.seed}-{tokens}.npy"
-    rows = write_rows(path, tokens, recipe.seed, build / "tokenizer" / "tokenizer.json",
-                      CONFIG.block_size, mix="polish")  # fmt: skip
-    optimizer = muon_adamw(
-        model,
-        muon_lr=recipe.muon_lr * recipe.polish_factor,
-        adamw_lr=recipe.adamw_lr * recipe.polish_factor,
-    )
-    train(
-        model,
-        RowBatches(rows, recipe.batch_size),
-        causal_lm_loss,
-        max_steps=recipe.polish_steps,
-        optimizer=optimizer,
-        warmup_steps=recipe.warmup_steps,
-        schedule="linear",
-        checkpoint_dir=build / "polish",
-        checkpoint_every=250,
-        metrics_path=build / "polish.csv",
-    )
-
-
 def _keep_to_the_recipe(recipe: Recipe, build: Path) -> None:
     """Note the recipe in ``build/recipe.json``; refuse to go on with a run of another one."""
-    path, wanted = build / "recipe.json", {**asdict(recipe), **asdict(CONFIG)}
+    path = build / "recipe.json"
+    wanted = json.loads(json.dumps({**asdict(recipe), **asdict(CONFIG)}))  # tuples become lists
     if not path.exists():
         build.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
@@ -183,16 +166,13 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
         max_steps=recipe.max_steps,
         optimizer=muon_adamw(model, muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr),
         warmup_steps=recipe.warmup_steps,
-        schedule="trapezoid",
-        decay_fraction=recipe.decay_fraction,
+        schedule=recipe.lr_schedule,
         checkpoint_dir=build / "checkpoints",
         checkpoint_every=250,
         metrics_path=build / "metrics.csv",
         evaluate=snapshot,
         evaluate_every=SNAPSHOT_EVERY,
     )
-    if recipe.polish_steps:
-        _polish(model, recipe, build)
     return model
 
 
@@ -254,15 +234,9 @@ def final_figures(model: Llama, build: Path, seeds: tuple[int, ...] = (0, 1, 2))
 
 
 def loss_curve(build: Path, points: int = 200) -> list[dict]:
-    """About ``points`` rows of the training metrics, each the mean over its stretch of steps.
-
-    The steps of the second run are counted on from those of the first.
-    """
-    rows: list[tuple[int, float]] = []
-    for path in (p for p in (build / "metrics.csv", build / "polish.csv") if p.exists()):
-        done = rows[-1][0] if rows else 0
-        with open(path, newline="") as file:
-            rows += [(done + int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
+    """About ``points`` rows of the training metrics, each the mean over its stretch of steps."""
+    with open(build / "metrics.csv", newline="") as file:
+        rows = [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
     size = max(1, len(rows) // points)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
     return [
@@ -289,16 +263,15 @@ steps. It knows nothing of the real world and follows no instructions.
 | context | {block_size} tokens |
 | vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
 | weights | fp16, tied embeddings, {megabytes:.1f} MB |
-| corpus | seed {seed}, best-fit packed, three stages |
+| corpus | seed {seed}, best-fit packed, four stages |
 | first {first_steps:,} steps | shares of the characters: {first_mix} |
-| then | {mix} |
+| then {main_steps:,} steps | {mix} |
+| then {late_steps:,} steps | {late_mix} |
 | last {last_steps:,} steps | {last_mix} |
-| second run | {polish_mix} |
-| training | {max_steps:,} and {polish_steps:,} steps of {batch_size} × {block_size}: \
-{tokens:.1f} M tokens, seed {seed} |
+| training | {max_steps:,} steps of {batch_size} × {block_size}: {tokens:.1f} M tokens, \
+seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
-{warmup_steps} steps of warm-up, the last {decay:.0%} linearly to zero |
-| second run | {polish_steps:,} steps at {polish_factor} of these rates, linearly to zero |
+{warmup_steps} steps of warm-up; from step {decay:,} on falling to zero |
 | last training loss | {last_loss:.3f} nats a token |
 | remake it | `make model` (two cores, no GPU) |
 
@@ -328,12 +301,13 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
         )
     size = (folder / "model.safetensors").stat().st_size
     text = CARD.format(
-        **asdict(CONFIG), **asdict(recipe),
+        **asdict(CONFIG), **asdict(recipe), main_steps=recipe.main_steps,
         parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
         people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
         mix=_shares(MIX), first_mix=_shares(FIRST_MIX),
-        last_mix=_shares(LAST_MIX), polish_mix=_shares(POLISH_MIX), decay=recipe.decay_fraction,
-        tokens=recipe.steps * recipe.batch_size * CONFIG.block_size / 1e6,
+        late_mix=_shares(LATE_MIX), last_mix=_shares(LAST_MIX),
+        decay=round(recipe.lr_knots[0][0] * recipe.max_steps),
+        tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
         figures="\n".join(rows),
     )  # fmt: skip

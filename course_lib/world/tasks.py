@@ -32,6 +32,8 @@ class Task:
 
 
 TASKS: dict[str, Task] = {}
+TABLES: dict[str, dict[str, str]] = {}
+"""Of the tasks that look a word up: word -> answer, the held-out words among them."""
 HELD_OUT_PAIRS: set[Pair] = set()
 """Pairs of the word tasks that no in-context list shows, not even as a random label."""
 
@@ -49,6 +51,7 @@ def _from_table(name: str, cluster: str, instructions: str, table: dict[str, str
     if not split[True]:  # a short table: hold out its last entry
         split[True] = split[False][-1:]
         split[False] = split[False][:-1]
+    TABLES[name] = table
     HELD_OUT_PAIRS.update(split[True])
     _add(name, cluster, instructions, lambda rng, held_out: rng.choice(split[held_out]))
 
