@@ -11,7 +11,7 @@ from course_lib.world import recipe as r
 
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
 RECIPE = r.Recipe(
-    seed=3, first_steps=40, late_steps=50, last_steps=60, max_steps=200, batch_size=2,
+    seed=3, first_steps=40, max_steps=200, batch_size=2,
     warmup_steps=5, tokenizer_documents=50,
 )  # fmt: skip
 
@@ -59,18 +59,9 @@ def test_every_snapshot_falls_on_a_step_at_which_one_is_taken():
 def test_a_scaled_recipe_keeps_its_proportions():
     """200 steps with 40 and 60 in the first and last stage, in a tenth of the steps."""
     small = RECIPE.scaled(20)
-    assert (small.first_steps, small.main_steps, small.late_steps, small.last_steps) == (4, 5, 5, 6)
+    assert (small.max_steps, small.first_steps) == (20, 4)
     whole = r.Recipe()
     assert small.batch_size == RECIPE.batch_size and whole.scaled(whole.max_steps) == whole
-
-
-def test_the_learning_rate_falls_between_its_knots():
-    """Of 200 steps with knots (.5, 1), (.75, .6), (1, 0): 1 until 100, .6 at 150, halfway between
-    them .8, halfway to the end .3."""
-    recipe = r.Recipe(max_steps=200, lr_knots=((0.5, 1.0), (0.75, 0.6), (1.0, 0.0)))
-    factors = [recipe.lr_schedule(step) for step in (0, 100, 125, 150, 175, 200)]
-    assert factors == pytest.approx([1.0, 1.0, 0.8, 0.6, 0.3, 0.0])
-    assert r.Recipe().lr_schedule(14_500) == pytest.approx(0.55)
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -83,9 +74,9 @@ def test_the_run_learns_and_leaves_its_files(run):
     assert [c["step"] for c in curve] == [50, 100, 150, 200]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
     rows = r.prepare_corpus(RECIPE, build)[1]
-    stages = [  # 40, 50, 50 and 60 steps of 2 · 32 tokens
+    stages = [  # 40 and 160 steps of 2 · 32 tokens
         np.load(build / f"rows-{stage}.npy")
-        for stage in ("first-3-2560", "main-3-3200", "late-3-3200", "last-3-3840")
+        for stage in ("first-3-2560", "main-3-10240")
     ]
     assert rows.shape == (400, 32) and np.array_equal(rows, np.concatenate(stages))
     assert sorted(p.name for p in (build / "snapshots").iterdir()) == ["00100", "00200"]
@@ -153,7 +144,7 @@ def test_the_card_states_the_model_the_recipe_and_the_figures(run, tmp_path):
         "| layers, heads, width, feed-forward | 1, 2, 8, 12 |",
         "| training | 200 steps of 2 × 32: 0.0 M tokens, seed 3 |",
         "Muon (lr 0.015)", "AdamW (lr 0.003)",
-        "5 steps of warm-up; from step 83 on falling to zero",
+        "5 steps of warm-up, then linearly to zero",
         "| last training loss | 4.568 nats a token |",
         "evaluation seeds 0, 1.",
         "| `facts` | 0.500 | 0.250 | 0.750 |",

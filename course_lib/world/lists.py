@@ -112,7 +112,7 @@ def _code_pairs(rng: random.Random, count: int) -> list[Pair]:
     return [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
 
 
-CLUSTER_WEIGHTS = {"words": 4.0, "categories": 3.0, "spelling": 2.0, "world": 2.0}
+CLUSTER_WEIGHTS = {"words": 2.0, "categories": 2.0, "spelling": 1.5, "world": 1.5}
 """How often a task is drawn, by cluster (1 where it is not named): a table of a hundred words needs
 many more examples than a rule."""
 _WEIGHTS = [CLUSTER_WEIGHTS.get(t.cluster, 1.0) for t in TASKS.values()]
@@ -124,7 +124,7 @@ def draw_task(rng: random.Random) -> Task:
 
 def draw_list(rng: random.Random) -> str:
     """One in-context list of 60 to 560 characters."""
-    kind = rng.choices(("task", "labels", "plus", "codes"), (0.59, 0.21, 0.09, 0.11))[0]
+    kind = rng.choices(("task", "labels", "plus", "codes"), (0.66, 0.12, 0.11, 0.11))[0]
     heading = ""
     if kind == "task":
         task = draw_task(rng)

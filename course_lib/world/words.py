@@ -1,8 +1,8 @@
 """What the corpus says about words: sentences, questions, dictionary entries, glossaries.
 
 Here every word of every table is told, also those that no in-context list shows: what a list asks
-of a held-out word can be known from these documents alone. Half of the facts are about held-out
-words, since the lists tell the others often enough.
+of a held-out word can be known from these documents alone. Three in ten facts are about the one
+word in eight that is held out: the lists tell the others, too.
 """
 
 import random
@@ -12,7 +12,7 @@ from course_lib.world.lists import draw_layout
 from course_lib.world.tasks import TABLES, TASKS, Pair
 
 QA_LAYOUTS = ("Q: {q}\nA: {a}", "Question: {q}\nAnswer: {a}", "{q}\nA: {a}", "Q: {q} A: {a}")
-HELD_OUT_SHARE = 0.5
+HELD_OUT_SHARE = 0.3
 
 
 def draw_qa_layout(rng: random.Random) -> str:
