@@ -17,7 +17,7 @@ help:
 	@echo "make notebooks  execute the notebooks whose text changed (ALL=1: all of them)"
 	@echo "make lint       check the style of the code"
 	@echo "make bench      time our code beside the libraries'"
-	@echo "make model      pretrain the base model from its recipe (about an hour on two cores)"
+	@echo "make model      make the shipped models from their recipes (about an hour on two cores)"
 	@echo "make clean      remove what was built, keep .venv"
 
 venv:
@@ -42,7 +42,8 @@ bench: venv
 	$(PY) -m benchmarks
 
 model: venv
-	$(PY) -m course_lib.world.recipe
+	$(PY) -m course_lib.recipes.base
+	$(PY) -m course_lib.recipes.instruct
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis

@@ -240,6 +240,6 @@ def test_the_command_is_there():
 
 
 def test_the_random_model_has_the_shape_of_the_recipe():
-    from course_lib.world.recipe import CONFIG
+    from course_lib.recipes.base import CONFIG
 
     assert command.BASE_SHAPE == CONFIG

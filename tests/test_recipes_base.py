@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from course_lib.models import LlamaConfig, from_pretrained, save_pretrained
-from course_lib.world import recipe as r
+from course_lib.recipes import base as r
 
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
 RECIPE = r.Recipe(
@@ -57,7 +57,7 @@ def test_every_snapshot_falls_on_a_step_at_which_one_is_taken():
 
 
 def test_a_scaled_recipe_keeps_its_proportions():
-    """200 steps with 40 and 60 in the first and last stage, in a tenth of the steps."""
+    """200 steps with 40 in the first stage, in a tenth of the steps."""
     small = RECIPE.scaled(20)
     assert (small.max_steps, small.first_steps) == (20, 4)
     whole = r.Recipe()

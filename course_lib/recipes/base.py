@@ -109,10 +109,10 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     return folder, np.concatenate(parts)
 
 
-def _keep_to_the_recipe(recipe: Recipe, build: Path) -> None:
+def keep_to_the_recipe(wanted: dict, build: Path) -> None:
     """Note the recipe in ``build/recipe.json``; refuse to go on with a run of another one."""
     path = build / "recipe.json"
-    wanted = json.loads(json.dumps({**asdict(recipe), **asdict(CONFIG)}))  # tuples become lists
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists
     if not path.exists():
         build.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
@@ -131,7 +131,7 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
     Raises:
         ValueError: ``build`` holds a run of another recipe.
     """
-    _keep_to_the_recipe(recipe, build)
+    keep_to_the_recipe(asdict(recipe) | asdict(CONFIG), build)
     _, rows = prepare_corpus(recipe, build)
     model = Llama(CONFIG, torch.Generator().manual_seed(recipe.seed))
 
@@ -195,11 +195,15 @@ def evaluate_snapshots(recipe: Recipe, build: Path = BUILD, items: int = 100) ->
     return table
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(text)
     os.replace(part, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _tokenizer(build: Path):
@@ -269,15 +273,17 @@ def _shares(mix: dict[str, float]) -> str:
     return ", ".join(f"{kind} {share:.0%}" for kind, share in mix.items())
 
 
+def figure_rows(tables: list[dict]) -> str:
+    """Rows of a card's table: figure, mean, least and most over the evaluation seeds."""
+    columns = {name: [table[name] for table in tables] for name in tables[0]}
+    return "\n".join(
+        f"| `{name}` | {sum(values) / len(values):.3f} | {min(values):.3f} | {max(values):.3f} |"
+        for name, values in columns.items()
+    )
+
+
 def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Path) -> None:
     """The model card: recipe, tokens, loss and the evaluation table over its seeds."""
-    rows = []
-    for name in tables[0]:
-        values = [t[name] for t in tables]
-        rows.append(
-            f"| `{name}` | {sum(values) / len(values):.3f} | {min(values):.3f} | "
-            f"{max(values):.3f} |"
-        )
     size = (folder / "model.safetensors").stat().st_size
     text = CARD.format(
         **asdict(CONFIG), **asdict(recipe),
@@ -286,11 +292,18 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
         mix=_shares(MIX), first_mix=_shares(FIRST_MIX),
         tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
-        figures="\n".join(rows),
+        figures=figure_rows(tables),
     )  # fmt: skip
-    part = folder / "README.part"
-    part.write_text(text)
-    os.replace(part, folder / "README.md")
+    write_text(folder / "README.md", text)
+
+
+def ship_files(model: torch.nn.Module, folder: Path, tokenizer: Path) -> None:
+    """The weights in fp16, and the files of the tokenizer from its folder."""
+    save_pretrained(model, folder, dtype=torch.float16, eos_token_id=0, pad_token_id=1)
+    for name in TOKENIZER_FILES:
+        part = folder / f"{name}.part"
+        shutil.copy(tokenizer / name, part)
+        os.replace(part, folder / name)
 
 
 def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:
@@ -298,11 +311,7 @@ def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:
     folder = SHIPPED / "base"
     tables, curve = final_figures(model, build), loss_curve(build)
     snapshots = evaluate_snapshots(recipe, build)
-    save_pretrained(model, folder, dtype=torch.float16, eos_token_id=0, pad_token_id=1)
-    for name in TOKENIZER_FILES:
-        part = folder / f"{name}.part"
-        shutil.copy(build / "tokenizer" / name, part)
-        os.replace(part, folder / name)
+    ship_files(model, folder, build / "tokenizer")
     rounded = [{k: round(v, 4) for k, v in row.items()} for row in tables]
     write_json(folder / "evaluation.json", {"items": 200, "seeds": rounded})
     write_json(folder / "history.json", {"curve": curve, "snapshots": snapshots})
