@@ -11,8 +11,8 @@ from course_lib.recipes import base as r
 
 CONFIG = LlamaConfig(512, 1, 2, 2, 8, 12, 32)
 RECIPE = r.Recipe(
-    seed=3, first_steps=40, max_steps=200, batch_size=2,
-    warmup_steps=5, tokenizer_documents=50,
+    seed=3, first_steps=40, last_steps=60, max_steps=200, batch_size=2, warmup_steps=5,
+    tokenizer_documents=50,
 )  # fmt: skip
 
 
@@ -57,11 +57,17 @@ def test_every_snapshot_falls_on_a_step_at_which_one_is_taken():
 
 
 def test_a_scaled_recipe_keeps_its_proportions():
-    """200 steps with 40 in the first stage, in a tenth of the steps."""
+    """200 steps with 40 and 60 in the first and last stage, in a tenth of the steps."""
     small = RECIPE.scaled(20)
-    assert (small.max_steps, small.first_steps) == (20, 4)
+    assert (small.first_steps, small.main_steps, small.last_steps) == (4, 10, 6)
     whole = r.Recipe()
     assert small.batch_size == RECIPE.batch_size and whole.scaled(whole.max_steps) == whole
+
+
+def test_the_learning_rate_falls_twice():
+    """140 steps down from 1: .5 at 70; then 60 from .3 on: .15 at 170, 0 at the end."""
+    factors = [RECIPE.lr_schedule(step) for step in (0, 70, 140, 170, 200)]
+    assert factors == pytest.approx([1.0, 0.5, 0.3, 0.15, 0.0])
 
 
 # --- the run ------------------------------------------------------------------------------------
@@ -74,9 +80,9 @@ def test_the_run_learns_and_leaves_its_files(run):
     assert [c["step"] for c in curve] == [50, 100, 150, 200]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
     rows = r.prepare_corpus(RECIPE, build)[1]
-    stages = [  # 40 and 160 steps of 2 · 32 tokens
+    stages = [  # 40, 100 and 60 steps of 2 · 32 tokens
         np.load(build / f"rows-{stage}.npy")
-        for stage in ("first-3-2560", "main-3-10240")
+        for stage in ("first-3-2560", "main-3-6400", "last-3-3840")
     ]
     assert rows.shape == (400, 32) and np.array_equal(rows, np.concatenate(stages))
     assert sorted(p.name for p in (build / "snapshots").iterdir()) == ["00100", "00200"]
@@ -144,7 +150,8 @@ def test_the_card_states_the_model_the_recipe_and_the_figures(run, tmp_path):
         "| layers, heads, width, feed-forward | 1, 2, 8, 12 |",
         "| training | 200 steps of 2 × 32: 0.0 M tokens, seed 3 |",
         "Muon (lr 0.015)", "AdamW (lr 0.003)",
-        "5 steps of warm-up, then linearly to zero",
+        "5 steps of warm-up, then linearly to zero; in the last stage once more, from 0.3 of",
+        "| last 60 steps | list operations 24%",
         "| last training loss | 4.568 nats a token |",
         "evaluation seeds 0, 1.",
         "| `facts` | 0.500 | 0.250 | 0.750 |",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.world.corpus import documents, pack, packed_rows, shard_documents, write_rows
-from course_lib.world.documents import FIRST_MIX, KINDS, MIX
+from course_lib.world.documents import FIRST_MIX, KINDS, LAST_MIX, MIX
 
 
 def test_the_same_seed_gives_the_same_documents_and_another_seed_others():
@@ -32,6 +32,11 @@ def test_shares_of_the_characters_are_those_of_the_mix():
     assert sum(MIX.values()) == pytest.approx(1.0)
     for kind, share in MIX.items():
         assert size[kind] / total == pytest.approx(share, rel=0.15), kind
+
+
+def test_the_last_mix_has_its_kinds_and_adds_up():
+    kinds = {d.kind for d in islice(shard_documents(1, 0, "last"), 2000)}
+    assert kinds == set(LAST_MIX) and sum(LAST_MIX.values()) == pytest.approx(1.0)
 
 
 def test_the_first_mix_has_its_own_kinds_and_shares():

@@ -23,7 +23,7 @@ from course_lib.pretraining import causal_lm_loss
 from course_lib.shipped import write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents, write_rows
-from course_lib.world.documents import FIRST_MIX, MIX
+from course_lib.world.documents import FIRST_MIX, LAST_MIX, MIX
 from course_lib.world.evaluate import answer_nats, draw_items, evaluate
 from course_lib.world.facts import the_world
 from course_lib.world.tokenizer import FILES as TOKENIZER_FILES
@@ -39,23 +39,41 @@ class Recipe:
 
     seed: int = 0
     first_steps: int = 1500  # on FIRST_MIX, whose repetitions teach copying; then on MIX
-    max_steps: int = 16_000
+    last_steps: int = 4000  # on LAST_MIX, at the end
+    max_steps: int = 20_000
     batch_size: int = 8  # rows of block_size tokens; 32 needed twice the tokens for the same loss
     muon_lr: float = 0.015
     adamw_lr: float = 3e-3
+    last_lr: float = 0.3  # the factor of both rates with which the last stage begins
     warmup_steps: int = 100
     tokenizer_documents: int = 20_000
+
+    @property
+    def main_steps(self) -> int:
+        """On MIX, after those on FIRST_MIX."""
+        return self.max_steps - self.first_steps - self.last_steps
+
+    def lr_schedule(self, step: int) -> float:
+        """The factor of the rates: from 1 linearly to 0, and once more from ``last_lr``."""
+        before = self.max_steps - self.last_steps
+        if step < before:
+            return (before - step) / before
+        return self.last_lr * (self.max_steps - step) / self.last_steps
 
     def scaled(self, max_steps: int) -> "Recipe":
         """The same recipe in another number of steps, its stages in proportion."""
         part = max_steps / self.max_steps
-        return replace(self, max_steps=max_steps, first_steps=round(self.first_steps * part))
+        return replace(
+            self, max_steps=max_steps, first_steps=round(self.first_steps * part),
+            last_steps=round(self.last_steps * part),
+        )  # fmt: skip
 
 
 CONFIG = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256
 )
-SNAPSHOTS = (500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6500, 8000, 10_000, 12_000, 14_000)
+SNAPSHOTS = (500, 1000, 1500, 2000, 2500, 3000, 4000, 5000, 6500, 8000, 10_000, 12_000, 14_000,
+             16_000, 18_000)  # fmt: skip
 """Steps whose weights are evaluated for the chapter on emergence: multiples of SNAPSHOT_EVERY."""
 SNAPSHOT_EVERY = 100
 
@@ -92,14 +110,14 @@ def prepare_corpus(recipe: Recipe, build: Path) -> tuple[Path, np.ndarray]:
     """The tokenizer's folder and the packed rows, made if they are not there yet.
 
     Returns:
-        folder, and (rows, block_size) uint16: those of the first mix and of the main one.
+        folder, and (rows, block_size) uint16: those of the first, the main and the last mix.
     """
     folder = build / "tokenizer"
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         texts = (d.text for d in islice(documents(recipe.seed), recipe.tokenizer_documents))
         save_tokenizer(train_tokenizer(texts, CONFIG.vocab_size), folder)
-    steps = {"first": recipe.first_steps, "main": recipe.max_steps - recipe.first_steps}
+    steps = {"first": recipe.first_steps, "main": recipe.main_steps, "last": recipe.last_steps}
     parts = []
     for mix, count in steps.items():
         tokens = count * recipe.batch_size * CONFIG.block_size
@@ -147,7 +165,7 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
         max_steps=recipe.max_steps,
         optimizer=muon_adamw(model, muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr),
         warmup_steps=recipe.warmup_steps,
-        schedule="linear",
+        schedule=recipe.lr_schedule,
         checkpoint_dir=build / "checkpoints",
         checkpoint_every=250,
         metrics_path=build / "metrics.csv",
@@ -248,13 +266,15 @@ steps. It knows nothing of the real world and follows no instructions.
 | context | {block_size} tokens |
 | vocabulary | {vocab_size} byte-level BPE tokens, each digit its own |
 | weights | fp16, tied embeddings, {megabytes:.1f} MB |
-| corpus | seed {seed}, best-fit packed, two stages |
+| corpus | seed {seed}, best-fit packed, three stages |
 | first {first_steps:,} steps | shares of the characters: {first_mix} |
-| then | {mix} |
+| then {main_steps:,} steps | {mix} |
+| last {last_steps:,} steps | {last_mix} |
 | training | {max_steps:,} steps of {batch_size} × {block_size}: {tokens:.1f} M tokens, \
 seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
-{warmup_steps} steps of warm-up, then linearly to zero |
+{warmup_steps} steps of warm-up, then linearly to zero; in the last stage once more, \
+from {last_lr} of the rates |
 | last training loss | {last_loss:.3f} nats a token |
 | remake it | `make model` (two cores, no GPU) |
 
@@ -286,10 +306,10 @@ def write_card(recipe: Recipe, tables: list[dict], curve: list[dict], folder: Pa
     """The model card: recipe, tokens, loss and the evaluation table over its seeds."""
     size = (folder / "model.safetensors").stat().st_size
     text = CARD.format(
-        **asdict(CONFIG), **asdict(recipe),
+        **asdict(CONFIG), **asdict(recipe), main_steps=recipe.main_steps,
         parameters=sum(p.numel() for p in from_pretrained(folder).parameters()),
         people=len(the_world().people), towns=len(the_world().towns), megabytes=size / 1e6,
-        mix=_shares(MIX), first_mix=_shares(FIRST_MIX),
+        mix=_shares(MIX), first_mix=_shares(FIRST_MIX), last_mix=_shares(LAST_MIX),
         tokens=recipe.max_steps * recipe.batch_size * CONFIG.block_size / 1e6,
         last_loss=curve[-1]["loss"], seeds=", ".join(map(str, range(len(tables)))),
         figures=figure_rows(tables),
