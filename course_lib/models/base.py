@@ -1,13 +1,14 @@
-"""What every family shares: the start of its config, first weights, output matrix, checks."""
+"""What every family shares: the start of its config, its blocks, output matrix, checks."""
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.models.layers import KVCache
+from course_lib.models import layers
 
 INIT_STD = 0.02
 
@@ -16,6 +17,9 @@ INIT_STD = 0.02
 class Config:
     """The start of every family's config. Where a family lacks a field, the value here holds.
 
+    Of the others n_embd is the width of the residual stream, n_inner the feed-forward layers'
+    (4 · n_embd when None), block_size the longest sequence of tokens.
+
     Raises:
         ValueError: a count that is no count, channels that the heads do not divide.
     """
@@ -23,6 +27,7 @@ class Config:
     vocab_size: int
     n_layer: int
     n_head: int
+    norm_eps = 1e-5
     tie_embeddings = True  # one matrix embeds tokens and scores them (Press and Wolf, 2017)
     n_label = None  # classes of a classifier; None = a language model
 
@@ -33,11 +38,13 @@ class Config:
                 raise ValueError(
                     f"{field.name}={value!r} must be a whole number of at least {least}."
                 )
-        if not hasattr(self, "head_width") and self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: every head "
-                "gets an equal share of the channels."
-            )
+        for whole, part in (("n_embd", "n_head"), ("n_head", "n_kv_head")):
+            n, shares = getattr(self, whole), getattr(self, part, 1)
+            if n % shares and not (whole == "n_embd" and hasattr(self, "head_width")):
+                raise ValueError(
+                    f"{whole}={n} must be a multiple of {part}={shares}: all get an equal share."
+                )
+        self.n_inner = getattr(self, "n_inner", None) or 4 * self.n_embd
 
 
 @dataclass
@@ -48,7 +55,7 @@ class Output:
     """
 
     logits: Tensor
-    past_key_values: KVCache | None = None
+    past_key_values: layers.KVCache | None = None
     last_hidden_state: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
 
@@ -84,6 +91,23 @@ class Model(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def new_blocks(self, norm, feed_forward, causal=True, cross=False, pre_norm=True, **attention):
+        """``layers.Blocks`` in the config's sizes.
+
+        Args:
+            norm, feed_forward: classes. attention: what ``layers.Attention`` is told besides.
+        """
+        c = self.config
+        return layers.Blocks(
+            c.n_layer,
+            norm=partial(norm, c.n_embd, c.norm_eps),
+            attention=partial(layers.Attention, c.n_embd, c.n_head, **attention),
+            feed_forward=partial(feed_forward, c.n_embd, c.n_inner),
+            causal=causal,
+            cross=cross,
+            pre_norm=pre_norm,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -124,6 +148,6 @@ class Model(nn.Module):
             return
         if last >= block_size:
             raise ValueError(
-                f"The input reaches position {last}, {last + 1 - block_size} "
-                f"beyond the context of {block_size} tokens: shorten it."
+                f"The input reaches position {last}, {last + 1 - block_size} beyond the context of "
+                f"{block_size} tokens: shorten it."
             )

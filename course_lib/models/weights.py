@@ -15,30 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from course_lib.models.base import Model
+from course_lib.models.base import Config, Model
 from course_lib.models.families import FAMILIES, FIXED, UNUSED, WITHOUT_EFFECT, Family, pairs
-from course_lib.models.seq2seq import T5
 
 
-def _refuse(name: str, value, allowed: str) -> None:
+def _refuse(name: str, value, *allowed) -> None:
     raise ValueError(
-        f"config field {name}={value!r} is not supported (only {allowed}): load this model with "
-        "transformers instead."
+        f"config field {name}={value!r} is not supported (only {' or '.join(map(repr, allowed))}): "
+        "load this model with transformers instead."
     )
-
-
-def _check_fields(family: Family, fields: dict) -> None:
-    """Raise a ValueError that names a field that we do not know or whose value we do not have."""
-    fixed = {**FIXED, **family.fixed}
-    for name, value in fixed.items():
-        if fields.get(name, value) != value:
-            _refuse(name, fields[name], repr(value))
-    known = {*pairs(family.fields), *fixed, *family.special.split(), *WITHOUT_EFFECT}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(
-            f"unknown config fields {unknown}: they might change what the model computes, so the "
-            "model is not loaded. Load it with transformers instead."
-        )
 
 
 def _read_special(kind: str, fields: dict, values: dict) -> None:
@@ -47,12 +32,12 @@ def _read_special(kind: str, fields: dict, values: dict) -> None:
         values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
         rope = fields.get("rope_parameters") or {}
         if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-            _refuse("rope_parameters", rope, "the default type")
+            _refuse("rope_parameters", rope, {"rope_type": "default", "rope_theta": "a number"})
         values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     if kind == "t5":
         form = fields.get("feed_forward_proj", "relu")
         if form not in ("relu", "gated-gelu"):
-            _refuse("feed_forward_proj", form, "'relu' or 'gated-gelu'")
+            _refuse("feed_forward_proj", form, "relu", "gated-gelu")
         values["gated"] = form == "gated-gelu"
         tied = fields.get("tie_word_embeddings") is not False
         values["tie_embeddings"] = fields.get("scale_decoder_outputs", tied)
@@ -60,7 +45,7 @@ def _read_special(kind: str, fields: dict, values: dict) -> None:
             values["start_token_id"] = fields.get("pad_token_id") or 0
 
 
-def _write_special(kind: str, config) -> dict:
+def _write_special(kind: str, config: Config) -> dict:
     """Fields that have another form there."""
     if kind == "roberta":
         return {"max_position_embeddings": config.first_position + config.block_size}
@@ -68,13 +53,12 @@ def _write_special(kind: str, config) -> dict:
         return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
     if kind == "t5":
         form, tied = "gated-gelu" if config.gated else "relu", config.tie_embeddings
-        return {
-            "feed_forward_proj": form, "tie_word_embeddings": tied, "scale_decoder_outputs": tied,
-        }  # fmt: skip
+        tied_fields = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), tied)
+        return {"feed_forward_proj": form, **tied_fields}
     return {}
 
 
-def config_from_transformers(fields: dict):
+def config_from_transformers(fields: dict) -> Config:
     """Our config from the content of a ``config.json``.
 
     Raises:
@@ -83,18 +67,26 @@ def config_from_transformers(fields: dict):
     """
     kind = fields.get("model_type")
     if kind not in FAMILIES:
-        _refuse("model_type", kind, " or ".join(map(repr, FAMILIES)))
+        _refuse("model_type", kind, *FAMILIES)
     family = FAMILIES[kind]
-    _check_fields(family, fields)
+    fixed, table, values = {**FIXED, **family.fixed}, pairs(family.fields), {}
+    for name, value in fixed.items():
+        if fields.get(name, value) != value:
+            _refuse(name, fields[name], value)
+    known = {theirs for _, theirs in table} | {*fixed, *family.special.split(), *WITHOUT_EFFECT}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(
+            f"unknown config fields {unknown}: they might change what the model computes, so the "
+            "model is not loaded. Load it with transformers instead."
+        )
     architecture = (fields.get("architectures") or family.classes)[0]
     if architecture not in family.classes:
-        _refuse("architectures", architecture, " or ".join(map(repr, family.classes)))
+        _refuse("architectures", architecture, *family.classes)
     read = {**family.defaults, **{name: x for name, x in fields.items() if x is not None}}
-    names, values = pairs(family.fields), {}
-    for theirs, ours in names.items():
+    for ours, theirs in table:
         if theirs in read and values.setdefault(ours, read[theirs]) != read[theirs]:
-            _refuse(theirs, read[theirs], repr(values[ours]))
-    if missing := [theirs for theirs, ours in names.items() if ours not in values]:
+            _refuse(theirs, read[theirs], values[ours])
+    if missing := [theirs for ours, theirs in table if ours not in values]:
         raise ValueError(f"config.json lacks the fields {missing}: is it a {kind} model's?")
     _read_special(kind, fields, values)
     if architecture in family.classes[1:]:
@@ -103,11 +95,11 @@ def config_from_transformers(fields: dict):
     if kind == "roberta":  # transformers counts the rows of the position table
         config = replace(config, block_size=config.block_size - config.first_position)
     if kind == "llama" and fields.get("head_dim") not in (None, config.n_embd // config.n_head):
-        _refuse("head_dim", fields["head_dim"], f"an equal share of {config.n_embd} channels")
+        _refuse("head_dim", fields["head_dim"], config.n_embd // config.n_head)
     return config
 
 
-def _family(config) -> Family:
+def _family(config: Config) -> Family:
     return next(family for family in FAMILIES.values() if family.config is type(config))
 
 
@@ -122,43 +114,39 @@ def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_t
         "pad_token_id": pad_token_id,
         "dtype": str(dtype).removeprefix("torch."),
         **family.fixed,
-        **{theirs: getattr(config, ours) for theirs, ours in pairs(family.fields).items()},
+        **{theirs: getattr(config, ours) for ours, theirs in pairs(family.fields)},
+        **_write_special(family.kind, config),
     }
     if n_label:
         fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
         fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
-    return {**fields, **_write_special(family.kind, config)}
+    return fields
 
 
-def _places(model: Model) -> dict[str, tuple[str, int]]:
-    """Our name of every weight -> transformers' name of what holds it, and the place in it.
-
-    The place is 0, 1, 2 for q, k, v that are one matrix there, else -1.
-    """
-    family = _family(model.config)
-    names, places = family.names(model.config), {}
-    for name in model.state_dict():
-        module, _, leaf = name.rpartition(".")
-        fused = family.fused is not None and ".attention." in name
-        part = "qkv".find(module[-1]) if fused else -1
-        module = module if part < 0 else module[:-1] + "qkv"
-        places[name] = names[name] if name in names else f"{names[module]}.{leaf}", part
-    return places
+def _places(model: Model) -> dict[str, str]:
+    """Our name of every weight -> transformers' name of the tensor that holds it."""
+    family, gated = _family(model.config), getattr(model.config, "gated", False)
+    wi = ".wi_1." if gated else ".wi."  # T5 numbers its matrices when there is a gate
+    return {name: family.name(name).replace(".wi.", wi) for name in model.state_dict()}
 
 
-def _inside(model: Model, name: str, part: int, tensor: Tensor) -> Tensor:
+def _part(family: Family, name: str) -> int:
+    """0, 1, 2 for our weights of q, k, v where they are one matrix over there, else -1."""
+    return -1 if family.fused is None else "qkv".find(name.split(".")[-2])
+
+
+def _inside(model: Model, name: str, tensor: Tensor) -> Tensor:
     """The view of transformers' tensor that is our weight; q, k and v are (H, D, ...) there."""
-    family = _family(model.config)
+    family, H = _family(model.config), model.config.n_head
     if family.transposed and name.startswith("blocks.") and tensor.ndim == 2:
         tensor = tensor.T
-    if part < 0:
+    if (part := _part(family, name)) < 0:
         return tensor
-    H = model.config.n_head
     shape = (3, H, -1) if family.fused == 0 else (H, 3, -1)
     return tensor.unflatten(0, shape).select(family.fused, part)
 
 
-def _unfilled(config) -> Model:
+def _unfilled(config: Config) -> Model:
     """A model whose weights are about to be replaced: it must not use up random numbers."""
     with torch.random.fork_rng(devices=[]):
         return _family(config).model(config)
@@ -167,7 +155,7 @@ def _unfilled(config) -> Model:
 def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
     """Copy transformers-named weights into the model, every one of them and no other."""
     family, places, ours = _family(model.config), _places(model), {}
-    prefix = places["embed.weight"][0].split(".")[0] + "."
+    prefix = places["embed.weight"].split(".")[0] + "."
 
     def plain(name: str) -> str:
         """Without the prefix, which files of a headless model leave out, and as BERT says today."""
@@ -175,9 +163,9 @@ def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
         return name.replace("LayerNorm.beta", "LayerNorm.bias").removeprefix(prefix)
 
     weights = {plain(name): tensor for name, tensor in weights.items()}
-    copies = pairs(family.repeats)
-    if model.head is None and (head := family.names(model.config).get("head")):
-        copies[f"{head}.weight"] = places["embed.weight"][0]
+    copies = dict(pairs(family.copies))
+    if model.head is None:
+        copies[family.name("head.weight")] = places["embed.weight"]
     for copy, original in copies.items():
         if plain(copy) in weights:
             tensor = weights.pop(plain(copy))
@@ -187,13 +175,13 @@ def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
                     f"{source}: the config ties the output matrix to the embeddings, but they "
                     f"differ: {copy} differs from {original}, to which it is tied."
                 )
-    for name, (theirs, part) in places.items():
+    for name, theirs in places.items():
         if plain(theirs) in weights:
-            x = _inside(model, name, part, weights[plain(theirs)])
-            ours[name] = x if part < 0 else x.flatten(0, 1)
-    if model.head is not None and isinstance(model, T5) and "embed.weight" in ours:
+            x = _inside(model, name, weights[plain(theirs)])
+            ours[name] = x if _part(family, name) < 0 else x.flatten(0, 1)
+    if family.kind == "t5" and model.head is not None and "embed.weight" in ours:
         ours.setdefault("head.weight", ours["embed.weight"])  # untied in name, yet stored once
-    wanted, known = model.state_dict(), {plain(theirs) for theirs, _ in places.values()}
+    wanted, known = model.state_dict(), {plain(theirs) for theirs in places.values()}
     missing = sorted(set(wanted) - set(ours))
     extra = sorted(name for name in set(weights) - known if not UNUSED.search(name))
     if missing or extra:
@@ -241,16 +229,24 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
         parameter.data = parameter.data.to(dtype)
     theirs, places = hf_model.state_dict(), _places(model)
     for name, x in model.state_dict().items():
-        place, part = places[name]
-        inside = _inside(model, name, part, theirs[place])
+        inside = _inside(model, name, theirs[places[name]])
         inside.copy_(x.view_as(inside))
-    for copy, original in pairs(_family(model.config).repeats).items():
+    for copy, original in pairs(_family(model.config).copies):
         if copy in theirs:  # a bias that an untied model does not read
             theirs[copy].copy_(theirs[original])
     return hf_model.to(model.device).train(model.training)
 
 
-def _download(hub_id: str) -> Path:
+def _folder(path_or_hub_id: str | Path) -> Path:
+    """The folder, downloaded if it is a hub's."""
+    folder, hub_id = Path(path_or_hub_id), str(path_or_hub_id)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or hub_id.count("/") != 1:
+        raise FileNotFoundError(
+            f"There is no folder {folder}. Give a folder with config.json and model.safetensors, "
+            "or a hub id such as owner/name."
+        )
     from huggingface_hub import snapshot_download
 
     try:
@@ -273,23 +269,16 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
         ValueError: truncated or corrupted weights, weights that do not fit the config, or a
             config field that is not supported.
     """
-    folder = Path(path_or_hub_id)
-    if not folder.is_dir():
-        if folder.is_absolute() or str(path_or_hub_id).count("/") != 1:
-            raise FileNotFoundError(
-                f"There is no folder {folder}. Give a folder with config.json and "
-                "model.safetensors, or a hub id such as owner/name."
-            )
-        folder = _download(str(path_or_hub_id))
+    folder = _folder(path_or_hub_id)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}: it does not hold a whole model.")
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
-        raise ValueError(f"{folder}/config.json is not JSON ({error}): fetch it again.") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{folder}/config.json holds no fields: fetch it again.")
+        fields = {**json.loads((folder / "config.json").read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or JSON without fields
+        raise ValueError(
+            f"{folder}/config.json holds no fields ({error}): fetch it again."
+        ) from None
     try:
         weights = load_file(folder / "model.safetensors")
     except SafetensorError as error:
@@ -318,8 +307,8 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
-    names = {place for place, _ in _places(model).values()}
-    names |= {copy for copy in pairs(_family(model.config).repeats) if copy.endswith("bias")}
+    biases = {copy for copy, _ in pairs(_family(model.config).copies) if copy.endswith("bias")}
+    names = biases.union(_places(model).values())
     weights = {  # one of each: a matrix that is there twice is stored once, a bias as it is
         name: tensor.to("cpu", dtype, copy=True).contiguous()
         for name, tensor in to_transformers(model).state_dict().items()
