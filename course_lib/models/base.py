@@ -93,20 +93,18 @@ class Model(nn.Module):
                 nn.init.zeros_(parameter)
 
     def new_blocks(self, norm, feed_forward, causal=True, cross=False, pre_norm=True, **attention):
-        """``layers.Blocks`` in the config's sizes.
-
-        Args:
-            norm, feed_forward: classes. attention: what ``layers.Attention`` is told besides.
-        """
+        """The config's layers of such classes; ``layers.Attention`` is told ``attention``, too."""
         c = self.config
+        attend = partial(layers.Attention, c.n_embd, c.n_head, **attention)
         return layers.Blocks(
-            c.n_layer,
-            norm=partial(norm, c.n_embd, c.norm_eps),
-            attention=partial(layers.Attention, c.n_embd, c.n_head, **attention),
-            feed_forward=partial(feed_forward, c.n_embd, c.n_inner),
-            causal=causal,
-            cross=cross,
-            pre_norm=pre_norm,
+            layers.Block(
+                partial(norm, c.n_embd, c.norm_eps),
+                attend(causal=causal),
+                feed_forward(c.n_embd, c.n_inner),
+                attend(causal=False) if cross else None,
+                pre_norm,
+            )
+            for _ in range(c.n_layer)
         )
 
     @property

@@ -41,15 +41,8 @@ class Decoder(Model):
         """What is added to the scores, (B or 1, H or 1, T, S); None = the plain causal mask."""
         return layers.causal_bias(attention_mask, x.shape[1], past, x)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: layers.KVCache | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int = 0,
-    ) -> Output:
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None,
+                use_cache=False, logits_to_keep=0) -> Output:  # fmt: skip
         """Logits of the next token at every position, or of the labels at the last kept token.
 
         Args:

@@ -50,13 +50,7 @@ class BERT(Model):
         """The row of the position table for each token: (T,) or (B, T)."""
         return torch.arange(input_ids.shape[1], device=input_ids.device)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Output:
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None):
         """Logits of each token, or of the labels of the whole text.
 
         Args:

@@ -103,7 +103,7 @@ BERT = Family(
         {transform,transform_norm}=cls.predictions.transform.{dense,LayerNorm}
         {head,head_bias}=cls.predictions.{decoder,decoder.bias} pooler=bert.pooler.dense""",
     fixed={"hidden_act": "gelu"},
-    defaults={"tie_word_embeddings": True, "layer_norm_eps": 1e-12, "type_vocab_size": 2},
+    defaults={"layer_norm_eps": 1e-12, "type_vocab_size": 2},
     copies="cls.predictions.bias=cls.predictions.decoder.bias",
 )  # fmt: skip
 ROBERTA = replace(
@@ -123,7 +123,7 @@ GPT2 = Family(
         attention=attn {q,k,v}=c_attn out=c_proj feed_forward=mlp {up,down}=c_{fc,proj}
         {attention,feed_forward}_norm=ln_{1,2} {head,classifier}={lm_head,score}""",
     fixed={"activation_function": "gelu_new"},
-    defaults={"tie_word_embeddings": True, "n_inner": None},
+    defaults={"n_inner": None},
     fused=0, transposed=True,
 )  # fmt: skip
 BLOOM = Family(
@@ -135,7 +135,6 @@ BLOOM = Family(
         out=dense feed_forward=mlp {up,down}=dense_{h_to_4h,4h_to_h}
         {attention,feed_forward}_norm={input,post_attention}_layernorm head=lm_head""",
     fixed={"n_inner": None},
-    defaults={"tie_word_embeddings": True},
     special="pretraining_tp", fused=1,
 )  # fmt: skip
 LLAMA = Family(

@@ -198,7 +198,7 @@ def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def attend(q, k, v, bias=None, causal: bool = True, scale: float | None = None) -> Tensor:
-    """softmax(q kᵀ · scale + bias) v (Vaswani et al., 2017, eq. 1).
+    """softmax(q kᵀ · scale + bias) v, (B, H, T, D) (Vaswani et al., 2017, eq. 1).
 
     Args:
         q: (B, H, T, D).
@@ -206,8 +206,6 @@ def attend(q, k, v, bias=None, causal: bool = True, scale: float | None = None) 
         bias: (B or 1, H or 1, T, S), -inf hides a key; the causal mask, where wanted, is in it.
         causal: without a bias, apply the plain causal mask, for which T must be S or 1.
         scale: of the scores, 1 / √D when None.
-
-    Returns (B, H, T, D).
     """
     B, H, T, D = q.shape
     if T > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
@@ -226,12 +224,9 @@ def attend(q, k, v, bias=None, causal: bool = True, scale: float | None = None) 
 class Attention(nn.Module):
     """Multi-head attention, to itself or to a source.
 
-    Args:
-        n_kv_head: fewer than ``n_head``: several query heads share a key-value head (Ainslie et
-            al., 2023); ``n_head`` when None.
-        head_width: D, ``n_embd // n_head`` when None.
-        bias: whether the four matrices have one.
-        causal, scale: see ``attend``.
+    With fewer ``n_kv_head`` than ``n_head``, query heads share key-value heads (Ainslie et al.,
+    2023). ``head_width`` is D, ``n_embd // n_head`` when None; ``causal`` and ``scale`` are those
+    of ``attend``.
     """
 
     def __init__(
@@ -255,8 +250,7 @@ class Attention(nn.Module):
         """x: (B, T, C) -> (B, T, C).
 
         Args:
-            rotary: a pair, cos and sin of the new tokens' positions, (B or 1, 1, T, D).
-            bias: see ``attend``.
+            rotary: cos and sin of the new tokens' positions. bias: see ``attend``.
             cache: a KVCache and this layer's number in it.
             source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
         """
@@ -303,10 +297,8 @@ GEGLU = partial(FeedForward, activation=gelu_tanh, bias=False, gated=True)
 class Block(nn.Module):
     """Attention, cross-attention where there is one, feed-forward; a residual and a norm for each.
 
-    Args:
-        norm: makes a fresh norm; called once for each sublayer. The others are modules.
-        pre_norm: x + sublayer(norm(x)), as in GPT-2 and after; else norm(x + sublayer(x)), as in
-            the first Transformer (Xiong et al., 2020, figure 1).
+    ``norm`` makes a fresh norm, the others are modules. ``pre_norm``: x + sublayer(norm(x)), as in
+    GPT-2 and after; else norm(x + sublayer(x)), as in the first Transformer (Xiong et al., 2020).
     """
 
     def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True):
@@ -334,24 +326,10 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """``n_layer`` blocks of parts of their own, one after the other.
-
-    Args:
-        norm, attention, feed_forward: make a fresh part; attention is told ``causal``.
-        cross: whether each block looks at a source too.
-    """
-
-    def __init__(
-        self, n_layer, norm, attention, feed_forward, causal=True, cross=False, pre_norm=True
-    ):
-        crosses = [attention(causal=False) if cross else None for _ in range(n_layer)]
-        super().__init__(
-            Block(norm, attention(causal=causal), feed_forward(), cross_attention, pre_norm)
-            for cross_attention in crosses
-        )
+    """Blocks, one after the other."""
 
     def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None, source_bias=None):
-        """x: (B, T, C) -> (B, T, C), with a KVCache that then holds x too."""
+        """x: (B, T, C) -> (B, T, C), as in ``Attention.forward``; a KVCache then holds x too."""
         own = read = None
         for layer, block in enumerate(self):
             if cache is not None:

@@ -58,16 +58,9 @@ class Seq2Seq(Model):
         x = self.embed(input_ids) * self.embed_scale
         return self.encoder(x, layers.padding_bias(attention_mask, x))
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: tuple[Tensor] | None = None,
-        past_key_values: layers.KVCache | None = None,
-        use_cache: bool = False,
-    ) -> Output:
+    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None,
+                decoder_attention_mask=None, encoder_outputs=None, past_key_values=None,
+                use_cache=False) -> Output:  # fmt: skip
         """Logits of the next target token at every position of the decoder.
 
         Args:

@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
@@ -82,7 +83,8 @@ def config_from_transformers(fields: dict) -> Config:
     architecture = (fields.get("architectures") or family.classes)[0]
     if architecture not in family.classes:
         _refuse("architectures", architecture, *family.classes)
-    read = {**family.defaults, **{name: x for name, x in fields.items() if x is not None}}
+    given = {name: x for name, x in fields.items() if x is not None}
+    read = {"tie_word_embeddings": True, **family.defaults, **given}
     for ours, theirs in table:
         if theirs in read and values.setdefault(ours, read[theirs]) != read[theirs]:
             _refuse(theirs, read[theirs], values[ours])
@@ -117,10 +119,7 @@ def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_t
         **{theirs: getattr(config, ours) for ours, theirs in pairs(family.fields)},
         **_write_special(family.kind, config),
     }
-    if n_label:
-        fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
-        fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
-    return fields
+    return fields | {"num_labels": n_label} if n_label else fields
 
 
 def _places(model: Model) -> dict[str, str]:
@@ -146,15 +145,11 @@ def _inside(model: Model, name: str, tensor: Tensor) -> Tensor:
     return tensor.unflatten(0, shape).select(family.fused, part)
 
 
-def _unfilled(config: Config) -> Model:
-    """A model whose weights are about to be replaced: it must not use up random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        return _family(config).model(config)
-
-
-def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
-    """Copy transformers-named weights into the model, every one of them and no other."""
-    family, places, ours = _family(model.config), _places(model), {}
+def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.dtype) -> Model:
+    """A model with these transformers-named weights, every one of them and no other."""
+    family = _family(config)
+    model = family.model(config, torch.Generator()).to(dtype)  # uses up no random number of torch's
+    wanted, places, ours = model.state_dict(), _places(model), {}
     prefix = places["embed.weight"].split(".")[0] + "."
 
     def plain(name: str) -> str:
@@ -181,7 +176,7 @@ def _load(model: Model, weights: dict[str, Tensor], source: str) -> Model:
             ours[name] = x if _part(family, name) < 0 else x.flatten(0, 1)
     if family.kind == "t5" and model.head is not None and "embed.weight" in ours:
         ours.setdefault("head.weight", ours["embed.weight"])  # untied in name, yet stored once
-    wanted, known = model.state_dict(), {plain(theirs) for theirs in places.values()}
+    known = {plain(theirs) for theirs in places.values()}
     missing = sorted(set(wanted) - set(ours))
     extra = sorted(name for name in set(weights) - known if not UNUSED.search(name))
     if missing or extra:
@@ -204,9 +199,9 @@ def from_transformers(hf_model: nn.Module) -> Model:
     """
     parameter = next(hf_model.parameters())
     fields = {**hf_model.config.to_dict(), "architectures": [type(hf_model).__name__]}
-    model = _unfilled(config_from_transformers(fields))
-    model = model.to(parameter.device, parameter.dtype).train(hf_model.training)
-    return _load(model, hf_model.state_dict(), type(hf_model).__name__)
+    model = _load(config_from_transformers(fields), hf_model.state_dict(), type(hf_model).__name__,
+                  parameter.dtype)  # fmt: skip
+    return model.to(parameter.device).train(hf_model.training)
 
 
 def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
@@ -285,8 +280,8 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
         raise ValueError(
             f"{folder}/model.safetensors is truncated or corrupted ({error}): fetch it again."
         ) from None
-    model = _unfilled(config_from_transformers(fields)).to(dtype)
-    return _load(model, weights, str(folder / "model.safetensors")).eval()
+    config = config_from_transformers(fields)
+    return _load(config, weights, f"{folder}/model.safetensors", dtype).eval()
 
 
 def save_pretrained(
@@ -298,7 +293,7 @@ def save_pretrained(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` in transformers' format.
 
-    Both are written beside their places and then renamed: a stop leaves the old files whole.
+    Both are written aside and then moved to their places: a stop leaves the old files whole.
 
     Args:
         dtype: of the stored weights; the model's own when None.
@@ -315,14 +310,10 @@ def save_pretrained(
         if name in names
     }
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
-    names = ("model.safetensors", "config.json")
-    parts = [folder / f"{name}.part" for name in names]
-    try:
-        save_file(weights, parts[0], metadata={"format": "pt"})
-        parts[1].write_text(json.dumps(fields, indent=2) + "\n")
-        parts[0].chmod(parts[1].stat().st_mode)  # safetensors hides its files from other users
-        for part, name in zip(parts, names, strict=True):
-            os.replace(part, folder / name)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    with TemporaryDirectory(dir=folder) as aside:
+        new_weights, new_config = Path(aside, "model.safetensors"), Path(aside, "config.json")
+        save_file(weights, new_weights, metadata={"format": "pt"})
+        new_config.write_text(json.dumps(fields, indent=2) + "\n")
+        new_weights.chmod(new_config.stat().st_mode)  # safetensors hides its files from other users
+        for new in (new_weights, new_config):
+            os.replace(new, folder / new.name)
