@@ -105,11 +105,10 @@ class KVCache:
         """Store T new keys and values, (B, H_kv, T, D), and return those of all length + T."""
         end, old = self.length + k.shape[2], self._stores[layer]
         if not old or end > old[0].shape[2]:
-            B, H, _, D = k.shape
-            room = max(self.capacity, 2 * end if old else end)
-            self._stores[layer] = [x.new_empty(B, H, room, D) for x in (k, v)]
-            for new, x in zip(self._stores[layer], old, strict=False):
-                new[:, :, : self.length] = x[:, :, : self.length]
+            room = max(self.capacity, 2 * end if old else end) - self.length
+            self._stores[layer] = [
+                F.pad(x[:, :, : self.length], (0, 0, 0, room)) for x in old or (k, v)
+            ]
         for store, x in zip(self._stores[layer], (k, v), strict=True):
             store[:, :, self.length : end] = x
         return self.read(layer, end)

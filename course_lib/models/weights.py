@@ -129,20 +129,29 @@ def _places(model: Model) -> dict[str, str]:
     return {name: family.name(name).replace(".wi.", wi) for name in model.state_dict()}
 
 
-def _part(family: Family, name: str) -> int:
-    """0, 1, 2 for our weights of q, k, v where they are one matrix over there, else -1."""
-    return -1 if family.fused is None else "qkv".find(name.split(".")[-2])
+def _export(model: Model) -> dict[str, Tensor]:
+    """The model's weights under transformers' names and in its shapes."""
+    family, H, state, parts = _family(model.config), model.config.n_head, model.state_dict(), {}
+    for name, place in _places(model).items():
+        parts.setdefault(place, []).append(state[name])  # three where q, k, v are one over there
+    for place, (x, *others) in parts.items():
+        if others:
+            x = torch.stack([y.unflatten(0, (H, -1)) for y in (x, *others)], family.fused)
+            x = x.flatten(0, 2)  # (3, H, D, ...) or (H, 3, D, ...) -> (3 · H · D, ...)
+        turned = family.transposed and place.startswith(family.name("blocks")) and x.ndim == 2
+        parts[place] = x.T if turned else x
+    biases = [pair for pair in pairs(family.copies) if pair[0].endswith("bias")]
+    return parts | {copy: parts[original] for copy, original in biases if original in parts}
 
 
-def _inside(model: Model, name: str, tensor: Tensor) -> Tensor:
-    """The view of transformers' tensor that is our weight; q, k and v are (H, D, ...) there."""
-    family, H = _family(model.config), model.config.n_head
-    if family.transposed and name.startswith("blocks.") and tensor.ndim == 2:
-        tensor = tensor.T
-    if (part := _part(family, name)) < 0:
-        return tensor
+def _import(family: Family, name: str, x: Tensor, H: int) -> Tensor:
+    """Our weight of that name, out of the tensor that holds it over there."""
+    if family.transposed and name.startswith("blocks.") and x.ndim == 2:
+        x = x.T
+    if family.fused is None or (part := name.split(".")[-2]) not in ("q", "k", "v"):
+        return x
     shape = (3, H, -1) if family.fused == 0 else (H, 3, -1)
-    return tensor.unflatten(0, shape).select(family.fused, part)
+    return x.unflatten(0, shape).select(family.fused, "qkv".index(part)).flatten(0, 1)
 
 
 def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.dtype) -> Model:
@@ -172,8 +181,7 @@ def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.
                 )
     for name, theirs in places.items():
         if plain(theirs) in weights:
-            x = _inside(model, name, weights[plain(theirs)])
-            ours[name] = x if _part(family, name) < 0 else x.flatten(0, 1)
+            ours[name] = _import(family, name, weights[plain(theirs)], config.n_head)
     if family.kind == "t5" and model.head is not None and "embed.weight" in ours:
         ours.setdefault("head.weight", ours["embed.weight"])  # untied in name, yet stored once
     known = {plain(theirs) for theirs in places.values()}
@@ -182,11 +190,9 @@ def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.
     if missing or extra:
         raise ValueError(f"{source} does not fit its config: missing {missing}, extra {extra}.")
     for name, tensor in ours.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f"{source}: {name} has shape {tuple(tensor.shape)}, the config asks for "
-                f"{tuple(wanted[name].shape)}."
-            )
+        got, want = tuple(tensor.shape), tuple(wanted[name].shape)
+        if got != want:
+            raise ValueError(f"{source}: {name} has shape {got}, the config asks for {want}.")
     model.load_state_dict(ours)
     return model
 
@@ -197,10 +203,9 @@ def from_transformers(hf_model: nn.Module) -> Model:
     Raises:
         ValueError: another architecture, or a config field that is not supported (named).
     """
-    parameter = next(hf_model.parameters())
-    fields = {**hf_model.config.to_dict(), "architectures": [type(hf_model).__name__]}
-    model = _load(config_from_transformers(fields), hf_model.state_dict(), type(hf_model).__name__,
-                  parameter.dtype)  # fmt: skip
+    name, parameter = type(hf_model).__name__, next(hf_model.parameters())
+    config = config_from_transformers({**hf_model.config.to_dict(), "architectures": [name]})
+    model = _load(config, hf_model.state_dict(), name, parameter.dtype)
     return model.to(parameter.device).train(hf_model.training)
 
 
@@ -222,13 +227,9 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
         output.weight = nn.Parameter(output.weight.detach().clone())
     for parameter in hf_model.parameters():  # .to(dtype) would round the rotary frequencies too
         parameter.data = parameter.data.to(dtype)
-    theirs, places = hf_model.state_dict(), _places(model)
-    for name, x in model.state_dict().items():
-        inside = _inside(model, name, theirs[places[name]])
-        inside.copy_(x.view_as(inside))
-    for copy, original in pairs(_family(model.config).copies):
-        if copy in theirs:  # a bias that an untied model does not read
-            theirs[copy].copy_(theirs[original])
+    theirs = hf_model.state_dict()
+    for name, x in _export(model).items():
+        theirs[name].copy_(x)
     return hf_model.to(model.device).train(model.training)
 
 
@@ -285,11 +286,7 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
 
 
 def save_pretrained(
-    model: Model,
-    folder: str | Path,
-    dtype: torch.dtype | None = None,
-    eos_token_id: int | None = None,
-    pad_token_id: int | None = None,
+    model: Model, folder: str | Path, dtype=None, eos_token_id=None, pad_token_id=None
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` in transformers' format.
 
@@ -302,13 +299,8 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
-    biases = {copy for copy, _ in pairs(_family(model.config).copies) if copy.endswith("bias")}
-    names = biases.union(_places(model).values())
-    weights = {  # one of each: a matrix that is there twice is stored once, a bias as it is
-        name: tensor.to("cpu", dtype, copy=True).contiguous()
-        for name, tensor in to_transformers(model).state_dict().items()
-        if name in names
-    }
+    state = _export(model)
+    weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in state.items()}
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     with TemporaryDirectory(dir=folder) as aside:
         new_weights, new_config = Path(aside, "model.safetensors"), Path(aside, "config.json")
