@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from course_lib.models import layers
 
-INIT_STD = 0.02
-
 
 @dataclass
 class Config:
@@ -63,19 +61,16 @@ class Output:
 class Model(nn.Module):
     """Embeddings, the layers that a family's class makes in ``build``, and an output matrix.
 
-    Args:
-        config: the shape.
-        generator: draws the first weights: matrices from N(0, 0.02²), biases are 0; torch's own
-            generator when None.
+    The generator draws the first weights, matrices from N(0, 0.02²); biases are 0.
 
-    Every forward pass takes
+    Every forward pass takes, as far as the family has it,
         input_ids: (B, T) ids in 0..vocab_size-1.
         attention_mask: (B, T), or (B, cached + T), 1 = keep; None = no padding.
         position_ids: (B, T) or (1, T); None = counted, from the number of cached tokens on.
         past_key_values: the cache of the tokens before these.
         use_cache: return a cache that holds these tokens too.
-    as far as the family has it, and raises a ValueError where the input is empty or too long, ids
-    lie outside the vocabulary, a mask or positions have another shape.
+    A ValueError says where the input is empty or too long, ids lie outside the vocabulary, a mask
+    or positions have another shape.
     """
 
     def __init__(self, config: Config, generator: torch.Generator | None = None):
@@ -88,7 +83,7 @@ class Model(nn.Module):
                 self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+                nn.init.normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -32,17 +32,15 @@ WITHOUT_EFFECT = set("""
     unk_token_id initializer_range initializer_factor init_std gradient_checkpointing
     _attn_implementation_autoset transformers.js_config task_specific_params finetuning_task
     early_stopping num_beams max_length min_length length_penalty no_repeat_ngram_size
-
     classifier_dropout classif_dropout hidden_dropout_prob attention_probs_dropout_prob resid_pdrop
     embd_pdrop attn_pdrop hidden_dropout attention_dropout activation_dropout dropout dropout_rate
     encoder_layerdrop decoder_layerdrop summary_first_dropout bias_dropout_fusion
-
     summary_type summary_use_proj summary_activation summary_proj_to_labels n_ctx seq_length
     attention_softmax_in_fp32 masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
     is_llama_config extra_pos_embeddings
 """.split())  # fmt: skip
-"""Fields that change no logits, or (labels, tokens) are read on their own. Three groups: those of
-every family, dropout's, those of a single family."""
+"""Fields that change no logits, or (labels, tokens) are read on their own: those of every family,
+then dropout's, then those of a single family."""
 
 
 @dataclass

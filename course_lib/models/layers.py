@@ -16,7 +16,6 @@ from torch import Tensor, nn
 gelu_tanh = partial(F.gelu, approximate="tanh")
 """The approximation that GPT-2, BLOOM and T5 v1.1 were trained with."""
 
-
 RMSNorm = nn.RMSNorm
 """x / rms(x) · weight over the channels (Zhang and Sennrich, 2019, eq. 4)."""
 
@@ -26,10 +25,7 @@ def rotary_table(length: int, head_width: int, theta: float = 10000.0) -> tuple[
 
     Position m turns the pair of channels (i, i + D/2) by the angle m · theta^(-2i/D), so that the
     product of a query at m and a key at n depends on m - n alone. The first half of the sines has
-    a minus, see ``rotate``.
-
-    Raises:
-        ValueError: an odd head width, whose channels do not pair up.
+    a minus, see ``rotate``. An odd head width, whose channels do not pair up, is a ValueError.
     """
     if head_width % 2:
         raise ValueError(f"Rotary positions need an even head width, got {head_width}.")
@@ -183,10 +179,8 @@ def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Te
 
 
 def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """(B, 1, 1, S) that hides padding from everyone; None where there is none.
-
-    Raises:
-        ValueError: a row of which nothing is kept.
+    """A bias (B, 1, 1, S) that hides padding from everyone; None where there is none. A row of
+    which nothing is kept is a ValueError.
     """
     if attention_mask is None or attention_mask.all():
         return None
@@ -270,9 +264,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2).
-
-    Gated: down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
+    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2), or, gated,
+    down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
     """
 
     def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias=True, gated=False):

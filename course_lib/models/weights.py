@@ -1,8 +1,7 @@
 """Weights across the border: to and from transformers' models and their files.
 
-A folder holds ``config.json`` and ``model.safetensors`` as transformers writes them. The names of
-both sides stand in ``families``. Fields that change the computation and that these models do not
-have are refused by name.
+The names of both sides stand in ``families``. Config fields that change the computation and that
+these models do not have are refused by name.
 """
 
 import json
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from course_lib.models.base import Config, Model
 from course_lib.models.families import FAMILIES, FIXED, UNUSED, WITHOUT_EFFECT, Family, pairs
+
+FILES = ("config.json", "model.safetensors")
 
 
 def _refuse(name: str, value, *allowed) -> None:
@@ -63,8 +64,7 @@ def config_from_transformers(fields: dict) -> Config:
     """Our config from the content of a ``config.json``.
 
     Raises:
-        ValueError: a field that is missing, unknown, or has a value that is not supported; the
-            message names it.
+        ValueError: a field (named) that is missing, unknown, or whose value is not supported.
     """
     kind = fields.get("model_type")
     if kind not in FAMILIES:
@@ -235,38 +235,33 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
 
 def _folder(path_or_hub_id: str | Path) -> Path:
     """The folder, downloaded if it is a hub's."""
-    folder, hub_id = Path(path_or_hub_id), str(path_or_hub_id)
+    folder = Path(path_or_hub_id)
     if folder.is_dir():
         return folder
-    if folder.is_absolute() or hub_id.count("/") != 1:
-        raise FileNotFoundError(
-            f"There is no folder {folder}. Give a folder with config.json and model.safetensors, "
-            "or a hub id such as owner/name."
-        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=["config.json", "model.safetensors"]))
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=FILES))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"There is no folder {hub_id}, and the hub gave no model of that name "
-            f"({type(error).__name__}: {error}). Check the name and the network."
+            f"There is no folder {folder}. Give a folder with {' and '.join(FILES)}, or the hub's id "
+            f"of a model: then check its name and the network ({error})."
         ) from None
 
 
 def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float32) -> Model:
-    """Load a model from a folder, or from the hub (needs the network) when there is no such folder.
+    """A model from a folder, or from the hub (needs the network) when there is no such folder.
 
     Args:
         dtype: of the loaded weights, whatever the file's.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: truncated or corrupted weights, weights that do not fit the config, or a
-            config field that is not supported.
+        FileNotFoundError: no such folder, or a file that it lacks.
+        ValueError: corrupted weights, weights that do not fit the config, or a field (named) of
+            the config that is not supported.
     """
     folder = _folder(path_or_hub_id)
-    for name in ("config.json", "model.safetensors"):
+    for name in FILES:
         if not (folder / name).exists():
             raise FileNotFoundError(f"{folder} has no {name}: it does not hold a whole model.")
     try:
@@ -299,11 +294,11 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = dtype or model.embed.weight.dtype
-    state = _export(model)
-    weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in state.items()}
+    weights = _export(model).items()
+    weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in weights}
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     with TemporaryDirectory(dir=folder) as aside:
-        new_weights, new_config = Path(aside, "model.safetensors"), Path(aside, "config.json")
+        new_config, new_weights = (Path(aside, name) for name in FILES)
         save_file(weights, new_weights, metadata={"format": "pt"})
         new_config.write_text(json.dumps(fields, indent=2) + "\n")
         new_weights.chmod(new_config.stat().st_mode)  # safetensors hides its files from other users
