@@ -244,8 +244,8 @@ def _folder(path_or_hub_id: str | Path) -> Path:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=FILES))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"There is no folder {folder}. Give a folder with {' and '.join(FILES)}, or a hub id such "
-            f"as owner/name, and check the name and the network ({error})."
+            f"There is no folder {folder}. Give a folder with {' and '.join(FILES)}, or a hub id, "
+            f"such as owner/name, and check the name and the network ({error})."
         ) from None
 
 
