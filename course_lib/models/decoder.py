@@ -19,7 +19,9 @@ GELU = partial(layers.FeedForward, activation=layers.gelu_tanh)
 
 
 class Decoder(Model):
-    """The forward pass that the families share. Each says how tokens and positions come in."""
+    """The forward pass that the families share. Each says in ``enter`` how tokens and positions come
+    in: as (B, T, C), and the rotary rows of the positions or None.
+    """
 
     def assemble(self, norm, feed_forward, **attention) -> None:
         """Blocks of such parts, a last norm, and a classifier where the config asks for one."""
@@ -32,10 +34,6 @@ class Decoder(Model):
     def new_cache(self, capacity: int = 0) -> layers.KVCache:
         """An empty cache with room for ``capacity`` tokens."""
         return layers.KVCache(self.config.n_layer, capacity)
-
-    def enter(self, input_ids: Tensor, position_ids: Tensor | None, past: int):
-        """Embedded tokens (B, T, C), and the rotary rows of their positions or None."""
-        return self.embed(input_ids), None
 
     def bias(self, attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """What is added to the scores, (B or 1, H or 1, T, S); None = the plain causal mask."""
@@ -65,10 +63,10 @@ class Decoder(Model):
 
     def classify(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The labels' logits (B, n_label), read at each row's last kept token."""
+        if attention_mask is None:
+            return self.classifier(x[:, -1])
         B, T, _ = x.shape
-        last = torch.full((B,), T - 1, device=x.device)
-        if attention_mask is not None:
-            last = (attention_mask[:, -T:] * torch.arange(T, device=x.device)).argmax(1)
+        last = (attention_mask[:, -T:] * torch.arange(T, device=x.device)).argmax(1)  # (B,)
         return self.classifier(x[torch.arange(B, device=x.device), last])
 
 

@@ -32,9 +32,7 @@ class Stack(nn.Module):
         """x: (B, T, C) embedded tokens -> (B, T, C); the others as in ``Blocks.forward``."""
         T, past = x.shape[1], 0 if cache is None else cache.length
         if self.positions is not None:
-            x = x + self.positions.weight[BART_OFFSET + past :][:T]
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
+            x = self.embed_norm(x + self.positions.weight[BART_OFFSET + past :][:T])
         if self.relative is not None:
             distance = self.relative(T, past + T)  # (1, H, T, S)
             bias = distance if bias is None else bias + distance
