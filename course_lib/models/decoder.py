@@ -19,8 +19,8 @@ GELU = partial(layers.FeedForward, activation=layers.gelu_tanh)
 
 
 class Decoder(Model):
-    """The forward pass that the families share. Each says in ``enter`` how tokens and positions come
-    in: as (B, T, C), and the rotary rows of the positions or None.
+    """The forward pass that the families share. Each says in ``enter`` how tokens and positions
+    come in: as (B, T, C), and as rotary rows or None.
     """
 
     def assemble(self, norm, feed_forward, **attention) -> None:
@@ -37,7 +37,10 @@ class Decoder(Model):
 
     def bias(self, attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """What is added to the scores, (B or 1, H or 1, T, S); None = the plain causal mask."""
-        return layers.causal_bias(attention_mask, x.shape[1], past, x)
+        T = x.shape[1]
+        if attention_mask is None and (past == 0 or T == 1):
+            return None
+        return layers.causal_bias(attention_mask, T, past, x)
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None,
                 use_cache=False, logits_to_keep=0) -> Output:  # fmt: skip
@@ -123,7 +126,7 @@ class BLOOM(Decoder):
             mask = torch.ones(1, past + T, dtype=torch.long, device=x.device)
         places = ((mask.cumsum(1) - 1) * mask)[:, None, None]  # (B or 1, 1, 1, S)
         alibi = (self.slopes[:, None, None] * places).to(x.dtype)  # (B or 1, H, 1, S)
-        return alibi + layers.causal_bias(attention_mask, T, past, x, explicit=True)
+        return alibi + layers.causal_bias(attention_mask, T, past, x)
 
 
 @dataclass

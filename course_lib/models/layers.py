@@ -139,18 +139,13 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
-def causal_bias(
-    attention_mask: Tensor | None, T: int, past: int, like: Tensor, explicit: bool = False
-) -> Tensor | None:
-    """What hides padding and the tokens to come from T new tokens after ``past`` cached ones:
-    (B or 1, 1, T, S), or None where the plain causal mask will do, unless ``explicit``.
+def causal_bias(attention_mask: Tensor | None, T: int, past: int, like: Tensor) -> Tensor:
+    """(B or 1, 1, T, S) that hides padding and later tokens from T new ones after ``past`` cached.
 
     Args:
         attention_mask: (B, past + T), 1 = keep; None = no padding.
         like: a tensor of the wanted dtype and device.
     """
-    if attention_mask is None and (past == 0 or T == 1) and not explicit:
-        return None
     mask = causal_mask(T, past + T, like.device)[None, None]  # (1, 1, T, S)
     if attention_mask is not None:
         mask = mask & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
@@ -160,7 +155,7 @@ def causal_bias(
 
 
 def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """A bias that hides the other documents of packed rows too, transformers' way: a document
+    """``bias`` that hides the other documents of packed rows too, transformers' way: a document
     begins wherever the positions do not count up by one.
 
     Args:
@@ -174,13 +169,13 @@ def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Te
     document = F.pad(starts.cumsum(1), (1, 0))  # (B, T): 0 0 0 1 1
     other = document[:, None, :, None] != document[:, None, None]  # (B, 1, T, T)
     if bias is None:
-        bias = causal_bias(None, position_ids.shape[1], 0, like, explicit=True)
+        bias = causal_bias(None, position_ids.shape[1], 0, like)
     return bias.masked_fill(other, float("-inf"))
 
 
 def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A bias (B, 1, 1, S) that hides padding from everyone; None where there is none. A row of
-    which nothing is kept is a ValueError.
+    """(B, 1, 1, S) that hides padding from everyone; None where there is none. A row of which
+    nothing is kept is a ValueError.
     """
     if attention_mask is None or attention_mask.all():
         return None

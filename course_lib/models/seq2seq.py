@@ -79,7 +79,7 @@ class Seq2Seq(Model):
         past, T = 0 if cache is None else cache.length, decoder_input_ids.shape[-1]
         self.check(decoder_input_ids, decoder_attention_mask, past=past)
         x = self.embed(decoder_input_ids) * self.embed_scale
-        bias = layers.causal_bias(decoder_attention_mask, T, past, x, explicit=True)
+        bias = layers.causal_bias(decoder_attention_mask, T, past, x)
         x = self.decoder(x, bias, cache, source, layers.padding_bias(attention_mask, x))
         logits = self.score(x * self.logit_scale, self.logits_bias)
         return Output(logits, cache, x, source)
