@@ -119,7 +119,10 @@ def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_t
         **{theirs: getattr(config, ours) for ours, theirs in pairs(family.fields)},
         **_write_special(family.kind, config),
     }
-    return fields | {"num_labels": n_label} if n_label else fields
+    if n_label:
+        fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
+        fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
+    return fields
 
 
 def _places(model: Model) -> dict[str, str]:
