@@ -26,6 +26,7 @@ from course_lib.models import (
     save_pretrained,
     to_transformers,
 )
+from course_lib.models.families import FAMILIES, pairs
 from course_lib.models.layers import Block, FeedForward, RMSNorm, alibi_slopes
 
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "length": 16,
@@ -220,6 +221,32 @@ def test_first_weights_come_from_the_generator_alone_and_biases_are_zero():
 def test_a_shape_that_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_a_table_of_names_by_hand():
+    """Braces count side by side, one name on the right serves for all, none leaves the part out."""
+    table = pairs("bias {up,down}=fc{1,2} {q,k}=qkv feed_forward=")
+    assert table == (("bias", "bias"), ("up", "fc1"), ("down", "fc2"), ("q", "qkv"), ("k", "qkv"),
+                     ("feed_forward", ""))  # fmt: skip
+    with pytest.raises(ValueError, match="zip"):
+        pairs("{up,down}={a,b,c}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        ("bert", "blocks.1.feed_forward.up.bias", "bert.encoder.layer.1.intermediate.dense.bias"),
+        ("gpt2", "blocks.0.attention.k.weight", "transformer.h.0.attn.c_attn.weight"),
+        ("t5", "encoder.blocks.1.feed_forward_norm.weight", "encoder.block.1.layer.1.layer_norm"),
+        ("t5", "decoder.blocks.1.feed_forward_norm.weight", "decoder.block.1.layer.2.layer_norm"),
+    ],
+)
+def test_names_are_renamed_part_by_part(kind, ours, theirs):
+    """T5's feed-forward is layer 1 of an encoder's block and layer 2 of a decoder's."""
+    assert FAMILIES[kind].name(ours).removesuffix(".weight") == theirs.removesuffix(".weight")
 
 
 # --- files --------------------------------------------------------------------------------------
