@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from parity_record import Parity
 from random_families import SEEDS, SIZES, build, randomise, there_and_back
@@ -50,6 +50,25 @@ def small(name: str, seed: int = 0, **changes):
 # --- parity of the decoders ---------------------------------------------------------------------
 
 
+def wide(sizes: dict) -> bool:
+    """Whether float32 can tell 1e-5: LayerNorm divides the difference of two channels by its own
+    size, or by √1e-5 if that is larger, and so makes rounding up to 300 times as large."""
+    return sizes["heads"] * sizes["width"] >= 6
+
+
+@pytest.mark.parametrize(("name", "most"), [("GPT2LMHeadModel", 1e-9), ("BloomForCausalLM", 1e-5)])
+@pytest.mark.parametrize("width", [2, 4])
+def test_models_of_few_channels_are_those_of_transformers_in_double_precision(name, most, width):
+    """One head, so as many channels: of 245 GPT-2s of two channels, 41 differ by more than 1e-5 in
+    float32, transformers' as far from the truth as ours. BLOOM's softmax stays float32 there."""
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    for seed in range(10):
+        hf_model = small(name, seed, heads=1, width=width).double()
+        with torch.no_grad():
+            ours, theirs = (m(ids).logits for m in (from_transformers(hf_model), hf_model))
+        torch.testing.assert_close(ours, theirs, atol=most, rtol=0)
+
+
 @pytest.mark.parametrize("piece", LANGUAGE_MODELS)
 def test_language_models_are_those_of_transformers(piece):
     """In one pass or in pieces with a cache, padded at either end, with and without positions."""
@@ -58,6 +77,7 @@ def test_language_models_are_those_of_transformers(piece):
     @settings(max_examples=28, deadline=None, derandomize=True)
     @given(st.data(), st.fixed_dictionaries(SIZES), SEEDS, st.sets(st.integers(1, 11), max_size=3))
     def run(data, sizes, seed, cuts):
+        assume(piece == "Llama" or wide(sizes))
         hf_model = build(hf_class, sizes, seed)
         model = there_and_back(hf_model)
         ids, mask = data.draw(batches(sizes["vocab_size"]))
@@ -98,6 +118,7 @@ def test_classifiers_are_those_of_transformers(piece):
     @settings(max_examples=14, deadline=None, derandomize=True)
     @given(st.data(), st.fixed_dictionaries(SIZES), SEEDS, st.integers(2, 5))
     def run(data, sizes, seed, n_label):
+        assume(piece == "Llama" or wide(sizes))
         vocab = sizes["vocab_size"]
         hf_model = build(
             getattr(transformers, name), sizes, seed, num_labels=n_label, pad_token_id=vocab - 1
