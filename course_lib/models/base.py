@@ -61,7 +61,7 @@ class Output:
 class Model(nn.Module):
     """Embeddings, the layers that a family's class makes in ``build``, and an output matrix.
 
-    The generator draws the first weights, matrices from N(0, 0.02²); biases are 0.
+    ``generator``, torch's own when None, draws matrices from N(0, 0.02²); biases start as 0.
 
     Every forward pass takes, as far as the family has it,
         input_ids: (B, T) ids in 0..vocab_size-1.
