@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from parity_record import Parity
 from random_families import SEEDS, SIZES, build, randomise, there_and_back
@@ -26,6 +26,7 @@ from course_lib.models import (
     save_pretrained,
     to_transformers,
 )
+from course_lib.models.families import FAMILIES, pairs
 from course_lib.models.layers import Block, FeedForward, RMSNorm, alibi_slopes
 
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "length": 16,
@@ -49,6 +50,25 @@ def small(name: str, seed: int = 0, **changes):
 # --- parity of the decoders ---------------------------------------------------------------------
 
 
+def wide(sizes: dict) -> bool:
+    """Whether float32 can tell 1e-5: LayerNorm divides the difference of two channels by its own
+    size, or by √1e-5 if that is larger, and so makes rounding up to 300 times as large."""
+    return sizes["heads"] * sizes["width"] >= 6
+
+
+@pytest.mark.parametrize(("name", "most"), [("GPT2LMHeadModel", 1e-9), ("BloomForCausalLM", 1e-5)])
+@pytest.mark.parametrize("width", [2, 4])
+def test_models_of_few_channels_are_those_of_transformers_in_double_precision(name, most, width):
+    """One head, so as many channels: of 245 GPT-2s of two channels, 41 differ by more than 1e-5 in
+    float32, transformers' as far from the truth as ours. BLOOM's softmax stays float32 there."""
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    for seed in range(10):
+        hf_model = small(name, seed, heads=1, width=width).double()
+        with torch.no_grad():
+            ours, theirs = (m(ids).logits for m in (from_transformers(hf_model), hf_model))
+        torch.testing.assert_close(ours, theirs, atol=most, rtol=0)
+
+
 @pytest.mark.parametrize("piece", LANGUAGE_MODELS)
 def test_language_models_are_those_of_transformers(piece):
     """In one pass or in pieces with a cache, padded at either end, with and without positions."""
@@ -57,6 +77,7 @@ def test_language_models_are_those_of_transformers(piece):
     @settings(max_examples=28, deadline=None, derandomize=True)
     @given(st.data(), st.fixed_dictionaries(SIZES), SEEDS, st.sets(st.integers(1, 11), max_size=3))
     def run(data, sizes, seed, cuts):
+        assume(piece == "Llama" or wide(sizes))
         hf_model = build(hf_class, sizes, seed)
         model = there_and_back(hf_model)
         ids, mask = data.draw(batches(sizes["vocab_size"]))
@@ -97,6 +118,7 @@ def test_classifiers_are_those_of_transformers(piece):
     @settings(max_examples=14, deadline=None, derandomize=True)
     @given(st.data(), st.fixed_dictionaries(SIZES), SEEDS, st.integers(2, 5))
     def run(data, sizes, seed, n_label):
+        assume(piece == "Llama" or wide(sizes))
         vocab = sizes["vocab_size"]
         hf_model = build(
             getattr(transformers, name), sizes, seed, num_labels=n_label, pad_token_id=vocab - 1
@@ -220,6 +242,32 @@ def test_first_weights_come_from_the_generator_alone_and_biases_are_zero():
 def test_a_shape_that_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_a_table_of_names_by_hand():
+    """Braces count side by side, one name on the right serves for all, none leaves the part out."""
+    table = pairs("bias {up,down}=fc{1,2} {q,k}=qkv feed_forward=")
+    assert table == (("bias", "bias"), ("up", "fc1"), ("down", "fc2"), ("q", "qkv"), ("k", "qkv"),
+                     ("feed_forward", ""))  # fmt: skip
+    with pytest.raises(ValueError, match="zip"):
+        pairs("{up,down}={a,b,c}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "theirs"),
+    [
+        ("bert", "blocks.1.feed_forward.up.bias", "bert.encoder.layer.1.intermediate.dense.bias"),
+        ("gpt2", "blocks.0.attention.k.weight", "transformer.h.0.attn.c_attn.weight"),
+        ("t5", "encoder.blocks.1.feed_forward_norm.weight", "encoder.block.1.layer.1.layer_norm"),
+        ("t5", "decoder.blocks.1.feed_forward_norm.weight", "decoder.block.1.layer.2.layer_norm"),
+    ],
+)
+def test_names_are_renamed_part_by_part(kind, ours, theirs):
+    """T5's feed-forward is layer 1 of an encoder's block and layer 2 of a decoder's."""
+    assert FAMILIES[kind].name(ours).removesuffix(".weight") == theirs.removesuffix(".weight")
 
 
 # --- files --------------------------------------------------------------------------------------

@@ -215,6 +215,18 @@ def test_selecting_rows_of_the_cache():
     assert torch.equal(cache.append(1, k, v)[0][:, :, 2:], k)
 
 
+def test_selecting_rows_of_a_decoders_cache_selects_its_sources_too():
+    cache = KVCache(n_layer=1, cross=True)
+    k, v = normal(2, 3, 1, 2, 2)
+    for store in (cache, cache.source):
+        store.append(0, k, v)
+        store.advance(2)
+    cache.select(torch.tensor([2, 0]))
+    for store in (cache, cache.source):
+        keys, values = store.read(0, 2)
+        assert torch.equal(keys, k[[2, 0]]) and torch.equal(values, v[[2, 0]])
+
+
 def test_shared_key_heads_equal_full_attention_with_the_heads_repeated():
     """Grouped-query attention is multi-head attention whose neighbouring heads have equal keys."""
     grouped, full = Attention(24, 6, 2), Attention(24, 6, 6)

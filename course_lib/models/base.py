@@ -1,20 +1,22 @@
-"""What every family shares: the start of its config, first weights, output matrix, checks."""
+"""What every family shares: the start of its config, its blocks, output matrix, checks."""
 
 import math
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.models.layers import KVCache
-
-INIT_STD = 0.02
+from course_lib.models import layers
 
 
 @dataclass
 class Config:
     """The start of every family's config. Where a family lacks a field, the value here holds.
+
+    Of the others n_embd is the width of the residual stream, n_inner the feed-forward layers'
+    (4 · n_embd when None), block_size the longest sequence of tokens.
 
     Raises:
         ValueError: a count that is no count, channels that the heads do not divide.
@@ -23,6 +25,7 @@ class Config:
     vocab_size: int
     n_layer: int
     n_head: int
+    norm_eps = 1e-5
     tie_embeddings = True  # one matrix embeds tokens and scores them (Press and Wolf, 2017)
     n_label = None  # classes of a classifier; None = a language model
 
@@ -33,11 +36,13 @@ class Config:
                 raise ValueError(
                     f"{field.name}={value!r} must be a whole number of at least {least}."
                 )
-        if not hasattr(self, "head_width") and self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: every head "
-                "gets an equal share of the channels."
-            )
+        for whole, part in (("n_embd", "n_head"), ("n_head", "n_kv_head")):
+            n, shares = getattr(self, whole), getattr(self, part, 1)
+            if n % shares and not (whole == "n_embd" and hasattr(self, "head_width")):
+                raise ValueError(
+                    f"{whole}={n} must be a multiple of {part}={shares}: all get an equal share."
+                )
+        self.n_inner = getattr(self, "n_inner", None) or 4 * self.n_embd
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Output:
     """
 
     logits: Tensor
-    past_key_values: KVCache | None = None
+    past_key_values: layers.KVCache | None = None
     last_hidden_state: Tensor | None = None
     encoder_last_hidden_state: Tensor | None = None
 
@@ -56,19 +61,16 @@ class Output:
 class Model(nn.Module):
     """Embeddings, the layers that a family's class makes in ``build``, and an output matrix.
 
-    Args:
-        config: the shape.
-        generator: draws the first weights: matrices from N(0, 0.02²), biases are 0; torch's own
-            generator when None.
+    ``generator``, torch's own when None, draws matrices from N(0, 0.02²); biases start as 0.
 
-    Every forward pass takes
+    Every forward pass takes, as far as the family has it,
         input_ids: (B, T) ids in 0..vocab_size-1.
         attention_mask: (B, T), or (B, cached + T), 1 = keep; None = no padding.
         position_ids: (B, T) or (1, T); None = counted, from the number of cached tokens on.
         past_key_values: the cache of the tokens before these.
         use_cache: return a cache that holds these tokens too.
-    as far as the family has it, and raises a ValueError where the input is empty or too long, ids
-    lie outside the vocabulary, a mask or positions have another shape.
+    A ValueError says where the input is empty or too long, ids lie outside the vocabulary, a mask
+    or positions have another shape.
     """
 
     def __init__(self, config: Config, generator: torch.Generator | None = None):
@@ -81,9 +83,24 @@ class Model(nn.Module):
                 self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=INIT_STD, generator=generator)
+                nn.init.normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
+
+    def new_blocks(self, norm, feed_forward, causal=True, cross=False, pre_norm=True, **attention):
+        """The config's layers of such classes; ``layers.Attention`` is told ``attention``, too."""
+        c = self.config
+        attend = partial(layers.Attention, c.n_embd, c.n_head, **attention)
+        return layers.Blocks(
+            layers.Block(
+                partial(norm, c.n_embd, c.norm_eps),
+                attend(causal=causal),
+                feed_forward(c.n_embd, c.n_inner),
+                attend(causal=False) if cross else None,
+                pre_norm,
+            )
+            for _ in range(c.n_layer)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -124,6 +141,6 @@ class Model(nn.Module):
             return
         if last >= block_size:
             raise ValueError(
-                f"The input reaches position {last}, {last + 1 - block_size} "
-                f"beyond the context of {block_size} tokens: shorten it."
+                f"The input reaches position {last}, {last + 1 - block_size} beyond the context of "
+                f"{block_size} tokens: shorten it."
             )

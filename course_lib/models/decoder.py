@@ -15,38 +15,35 @@ from torch import Tensor, nn
 from course_lib.models import layers
 from course_lib.models.base import Config, Model, Output
 
+GELU = partial(layers.FeedForward, activation=layers.gelu_tanh)
+
 
 class Decoder(Model):
-    """The forward pass that the families share. Each says how tokens and positions come in."""
+    """The forward pass that the families share. Each says in ``enter`` how tokens and positions
+    come in: as (B, T, C), and as rotary rows or None.
+    """
 
-    def assemble(self, norm, attention, feed_forward) -> None:
+    def assemble(self, norm, feed_forward, **attention) -> None:
         """Blocks of such parts, a last norm, and a classifier where the config asks for one."""
-        self.blocks = layers.blocks(self.config.n_layer, norm, attention, feed_forward)
-        self.norm = norm()
-        if self.config.n_label:
-            self.classifier = nn.Linear(self.config.n_embd, self.config.n_label, bias=False)
+        config = self.config
+        self.blocks = self.new_blocks(norm, feed_forward, **attention)
+        self.norm = norm(config.n_embd, config.norm_eps)
+        if config.n_label:
+            self.classifier = nn.Linear(config.n_embd, config.n_label, bias=False)
 
     def new_cache(self, capacity: int = 0) -> layers.KVCache:
         """An empty cache with room for ``capacity`` tokens."""
         return layers.KVCache(self.config.n_layer, capacity)
 
-    def enter(self, input_ids: Tensor, position_ids: Tensor | None, past: int):
-        """Embedded tokens (B, T, C), and the rotary rows of their positions or None."""
-        return self.embed(input_ids), None
-
     def bias(self, attention_mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """What is added to the scores, (B or 1, H or 1, T, S); None = the plain causal mask."""
-        return layers.causal_bias(attention_mask, x.shape[1], past, x)
+        T = x.shape[1]
+        if attention_mask is None and (past == 0 or T == 1):
+            return None
+        return layers.causal_bias(attention_mask, T, past, x)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: layers.KVCache | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int = 0,
-    ) -> Output:
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None,
+                use_cache=False, logits_to_keep=0) -> Output:  # fmt: skip
         """Logits of the next token at every position, or of the labels at the last kept token.
 
         Args:
@@ -63,20 +60,16 @@ class Decoder(Model):
         bias = self.bias(attention_mask, past, x)
         if position_ids is not None and attention_mask is None and cache is None:
             bias = layers.document_bias(position_ids, bias, x)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotary, bias, None if cache is None else (cache, layer))
-        if cache is not None:
-            cache.advance(x.shape[1])
-        x = self.norm(x[:, -logits_to_keep:])
+        x = self.norm(self.blocks(x, rotary, bias, cache)[:, -logits_to_keep:])
         logits = self.classify(x, attention_mask) if self.config.n_label else self.score(x)
         return Output(logits, cache, x)
 
     def classify(self, x: Tensor, attention_mask: Tensor | None) -> Tensor:
         """The labels' logits (B, n_label), read at each row's last kept token."""
+        if attention_mask is None:
+            return self.classifier(x[:, -1])
         B, T, _ = x.shape
-        last = torch.full((B,), T - 1, device=x.device)
-        if attention_mask is not None:
-            last = (attention_mask[:, -T:] * torch.arange(T, device=x.device)).argmax(1)
+        last = (attention_mask[:, -T:] * torch.arange(T, device=x.device)).argmax(1)  # (B,)
         return self.classifier(x[torch.arange(B, device=x.device), last])
 
 
@@ -84,29 +77,20 @@ class Decoder(Model):
 class GPT2Config(Config):
     """The shape of a GPT-2 model."""
 
-    n_embd: int  # width of the residual stream
-    block_size: int  # longest sequence of tokens
-    n_inner: int | None = None  # width of the feed-forward layer; None = 4 · n_embd
+    n_embd: int
+    block_size: int
+    n_inner: int | None = None
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     n_label: int | None = None
-
-    def __post_init__(self) -> None:
-        self.n_inner = self.n_inner or 4 * self.n_embd
-        super().__post_init__()
 
 
 class GPT2(Decoder):
     """Learnt positions added to the tokens."""
 
     def build(self, config: GPT2Config) -> None:
-        C = config.n_embd
-        self.positions = nn.Embedding(config.block_size, C)
-        self.assemble(
-            norm=partial(nn.LayerNorm, C, config.norm_eps),
-            attention=partial(layers.Attention, C, config.n_head, bias=True),
-            feed_forward=partial(layers.FeedForward, C, config.n_inner, layers.gelu_tanh),
-        )
+        self.positions = nn.Embedding(config.block_size, config.n_embd)
+        self.assemble(nn.LayerNorm, GELU, bias=True)
 
     def enter(self, input_ids, position_ids, past):
         if position_ids is None:
@@ -119,7 +103,7 @@ class GPT2(Decoder):
 class BLOOMConfig(Config):
     """The shape of a BLOOM model. Its positions are distances, so no sequence is too long."""
 
-    n_embd: int  # width of the residual stream; the feed-forward layer is four times as wide
+    n_embd: int
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
 
@@ -128,13 +112,8 @@ class BLOOM(Decoder):
     """ALiBi: each head subtracts slope · distance from its scores (Press et al., 2022)."""
 
     def build(self, config: BLOOMConfig) -> None:
-        C = config.n_embd
-        self.embed_norm = nn.LayerNorm(C, config.norm_eps)
-        self.assemble(
-            norm=partial(nn.LayerNorm, C, config.norm_eps),
-            attention=partial(layers.Attention, C, config.n_head, bias=True),
-            feed_forward=partial(layers.FeedForward, C, 4 * C, layers.gelu_tanh),
-        )
+        self.embed_norm = nn.LayerNorm(config.n_embd, config.norm_eps)
+        self.assemble(nn.LayerNorm, GELU, bias=True)
         self.register_buffer("slopes", layers.alibi_slopes(config.n_head), persistent=False)
 
     def enter(self, input_ids, position_ids, past):
@@ -147,7 +126,7 @@ class BLOOM(Decoder):
             mask = torch.ones(1, past + T, dtype=torch.long, device=x.device)
         places = ((mask.cumsum(1) - 1) * mask)[:, None, None]  # (B or 1, 1, 1, S)
         alibi = (self.slopes[:, None, None] * places).to(x.dtype)  # (B or 1, H, 1, S)
-        return alibi + layers.causal_bias(attention_mask, T, past, x, explicit=True)
+        return alibi + layers.causal_bias(attention_mask, T, past, x)
 
 
 @dataclass
@@ -155,34 +134,22 @@ class LlamaConfig(Config):
     """The shape of a Llama model."""
 
     n_kv_head: int  # key-value heads; each serves n_head / n_kv_head query heads
-    n_embd: int  # width of the residual stream
-    n_inner: int  # width of the feed-forward layer
-    block_size: int  # longest sequence of tokens
+    n_embd: int
+    n_inner: int
+    block_size: int
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     n_label: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_head={self.n_head} must be a multiple of n_kv_head={self.n_kv_head}: every "
-                "key-value head serves as many query heads."
-            )
 
 
 class Llama(Decoder):
     """Rotary positions: queries and keys are turned by angles that grow with their place."""
 
     def build(self, config: LlamaConfig) -> None:
-        C = config.n_embd
-        self.assemble(
-            norm=partial(layers.RMSNorm, C, config.norm_eps),
-            attention=partial(layers.Attention, C, config.n_head, config.n_kv_head),
-            feed_forward=partial(layers.SwiGLU, C, config.n_inner),
-        )
-        cos, sin = layers.rotary_table(config.block_size, C // config.n_head, config.rope_theta)
+        self.assemble(layers.RMSNorm, layers.SwiGLU, n_kv_head=config.n_kv_head)
+        head_width = config.n_embd // config.n_head
+        cos, sin = layers.rotary_table(config.block_size, head_width, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 

@@ -20,37 +20,26 @@ from course_lib.models.base import Config, Model, Output
 class BERTConfig(Config):
     """The shape of a BERT model."""
 
-    n_embd: int  # width of the residual stream
-    n_inner: int  # width of the feed-forward layer
-    block_size: int  # longest sequence of tokens
+    n_embd: int
+    n_inner: int
+    block_size: int
     n_token_type: int = 2  # kinds of segment: question and passage, say
     norm_eps: float = 1e-12
     tie_embeddings: bool = True
     n_label: int | None = None
-
-    @property
-    def first_position(self) -> int:
-        """The row of the position table that the first token gets."""
-        return 0
+    first_position = 0  # the row of the position table that the first token gets
 
 
 class BERT(Model):
     """A masked language model, or a classifier that reads the first token."""
 
     def build(self, config: BERTConfig) -> None:
-        C = config.n_embd
-        norm = partial(nn.LayerNorm, C, config.norm_eps)
+        C, norm = config.n_embd, partial(nn.LayerNorm, config.n_embd, config.norm_eps)
         self.positions = nn.Embedding(config.first_position + config.block_size, C)
         self.token_types = nn.Embedding(config.n_token_type, C)
         self.embed_norm = norm()
-        self.blocks = layers.blocks(
-            config.n_layer,
-            norm,
-            attention=partial(layers.Attention, C, config.n_head, bias=True),
-            feed_forward=partial(layers.FeedForward, C, config.n_inner, F.gelu),
-            causal=False,
-            pre_norm=False,
-        )
+        gelu = partial(layers.FeedForward, activation=F.gelu)
+        self.blocks = self.new_blocks(nn.LayerNorm, gelu, causal=False, pre_norm=False, bias=True)
         if config.n_label:
             self.pooler, self.classifier = nn.Linear(C, C), nn.Linear(C, config.n_label)
         else:
@@ -61,13 +50,7 @@ class BERT(Model):
         """The row of the position table for each token: (T,) or (B, T)."""
         return torch.arange(input_ids.shape[1], device=input_ids.device)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-    ) -> Output:
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None):
         """Logits of each token, or of the labels of the whole text.
 
         Args:
@@ -82,9 +65,8 @@ class BERT(Model):
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         x = self.embed(input_ids) + self.token_types(token_type_ids) + self.positions(position_ids)
-        x, bias = self.embed_norm(x), layers.padding_bias(attention_mask, x)
-        for block in self.blocks:
-            x = block(x, None, bias)
+        x = self.embed_norm(x)
+        x = self.blocks(x, bias=layers.padding_bias(attention_mask, x))
         if self.config.n_label:
             pooled = self.pooler(x[:, 0]).tanh()  # (B, C)
             return Output(self.classifier(pooled), last_hidden_state=x)
@@ -100,9 +82,9 @@ class RoBERTaConfig(BERTConfig):
     norm_eps: float = 1e-5
     pad_token_id: int = 1  # this token is not counted as a position
 
-    @property
-    def first_position(self) -> int:
-        return self.pad_token_id + 1
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.first_position = self.pad_token_id + 1
 
 
 class RoBERTa(BERT):

@@ -16,31 +16,16 @@ from torch import Tensor, nn
 gelu_tanh = partial(F.gelu, approximate="tanh")
 """The approximation that GPT-2, BLOOM and T5 v1.1 were trained with."""
 
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the channels (Zhang and Sennrich, 2019, eq. 4)."""
-
-    def __init__(self, width: int, eps: float = 1e-5):
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, C) -> (B, T, C)."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+RMSNorm = nn.RMSNorm
+"""x / rms(x) · weight over the channels (Zhang and Sennrich, 2019, eq. 4)."""
 
 
 def rotary_table(length: int, head_width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of rotary positions (Su et al., 2021, eq. 15).
+    """Cosines and sines of rotary positions (Su et al., 2021, eq. 15), both (length, D).
 
     Position m turns the pair of channels (i, i + D/2) by the angle m · theta^(-2i/D), so that the
-    product of a query at m and a key at n depends on m - n alone.
-
-    Returns:
-        cos, sin: both (length, D). The first half of ``sin`` has a minus, see ``rotate``.
-
-    Raises:
-        ValueError: an odd head width, whose channels do not pair up.
+    product of a query at m and a key at n depends on m - n alone. The first half of the sines has
+    a minus, see ``rotate``. An odd head width, whose channels do not pair up, is a ValueError.
     """
     if head_width % 2:
         raise ValueError(f"Rotary positions need an even head width, got {head_width}.")
@@ -51,23 +36,18 @@ def rotary_table(length: int, head_width: int, theta: float = 10000.0) -> tuple[
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the channel pairs of x: (a, b) becomes (a cos - b sin, b cos + a sin).
+    """Turn the channel pairs of x, (B, H, T, D): (a, b) becomes (a cos - b sin, b cos + a sin).
 
-    ``roll`` by half the width puts each channel's partner in its place; the minus of the first half
-    stands in ``sin``.
-
-    Args:
-        x: (B, H, T, D).
-        cos, sin: (B or 1, 1, T, D), rows of ``rotary_table``.
+    ``roll`` by half the width puts each channel's partner in its place. cos, sin: rows of
+    ``rotary_table``, (T, D) or (B, 1, T, D).
     """
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def alibi_slopes(n_head: int) -> Tensor:
-    """How much each head dislikes distance (Press et al., 2022, section 3). (H,).
-
-    The slopes are the powers of 2^(-8/H), head h from 1 on. Where H is no power of two, the further
-    heads take every second slope of twice as many heads.
+    """How much each head dislikes distance, (H,) (Press et al., 2022, section 3): the powers of
+    2^(-8/H), head h from 1 on. Where H is no power of two, the further heads take every second
+    slope of twice as many heads.
     """
     whole = 2 ** int(math.log2(n_head))
     slopes = [2 ** (-8 * h / whole) for h in range(1, whole + 1)]
@@ -89,12 +69,10 @@ class RelativePositions(nn.Module):
 
     def bucket(self, offset: Tensor) -> Tensor:
         """The bucket of each offset, key position - query position. Any shape, int64."""
-        n_bucket = self.bias.num_embeddings
+        n_bucket, first, distance = self.bias.num_embeddings, 0, (-offset).clamp(min=0)
         if self.bidirectional:
             n_bucket //= 2
             first, distance = (offset > 0) * n_bucket, offset.abs()
-        else:
-            first, distance = 0, (-offset).clamp(min=0)
         exact = n_bucket // 2
         growth = torch.log(distance.clamp(min=1) / exact) / math.log(self.max_distance / exact)
         far = (exact + (growth * (n_bucket - exact)).long()).clamp(max=n_bucket - 1)
@@ -111,37 +89,29 @@ class KVCache:
     """Keys and values of the tokens a decoder has read, in room made beforehand.
 
     ``length`` tokens are stored in each layer's (B, H_kv, capacity, D) tensors; the room doubles
-    when it is used up.
+    when it is used up. With ``cross``, ``source`` is the cache of a source, which is read once.
     """
 
-    def __init__(self, n_layer: int, capacity: int = 0):
+    def __init__(self, n_layer: int, capacity: int = 0, cross: bool = False):
         self.length, self.capacity = 0, capacity
+        self.source = KVCache(n_layer) if cross else None
         self._stores: list[list[Tensor]] = [[] for _ in range(n_layer)]  # keys and values
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store T new keys and values behind the ``length`` old ones.
-
-        Args:
-            k, v: (B, H_kv, T, D).
-
-        Returns:
-            All keys and values of the layer: (B, H_kv, length + T, D).
-        """
+    def append(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
+        """Store T new keys and values, (B, H_kv, T, D), and return those of all length + T."""
         end, old = self.length + k.shape[2], self._stores[layer]
         if not old or end > old[0].shape[2]:
-            B, H, _, D = k.shape
-            room = max(self.capacity, 2 * end if old else end)
-            self._stores[layer] = [x.new_empty(B, H, room, D) for x in (k, v)]
-            for new, x in zip(self._stores[layer], old, strict=False):
-                new[:, :, : self.length] = x[:, :, : self.length]
-        keys, values = self._stores[layer]
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+            room = max(self.capacity, 2 * end if old else end) - self.length
+            self._stores[layer] = [
+                F.pad(x[:, :, : self.length], (0, 0, 0, room)) for x in old or (k, v)
+            ]
+        for store, x in zip(self._stores[layer], (k, v), strict=True):
+            store[:, :, self.length : end] = x
+        return self.read(layer, end)
 
-    def read(self, layer: int) -> list[Tensor]:
-        """All keys and values of the layer: (B, H_kv, length, D)."""
-        return [store[:, :, : self.length] for store in self._stores[layer]]
+    def read(self, layer: int, end: int) -> list[Tensor]:
+        """The layer's first ``end`` keys and values: (B, H_kv, end, D)."""
+        return [store[:, :, :end] for store in self._stores[layer]]
 
     def advance(self, tokens: int) -> None:
         """Count ``tokens`` as read, once every layer has appended them."""
@@ -150,13 +120,12 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Keep only the given rows of the batch. rows: (B',) indices."""
         self._stores = [[x[rows] for x in stores] for stores in self._stores]
+        if self.source is not None:
+            self.source.select(rows)
 
 
 def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
-    """True where query t may see key s: t is the (S - T + t)-th token, so s <= S - T + t.
-
-    Returns:
-        (T, S) bool.
+    """True where query t may see key s, (T, S): t is the (S - T + t)-th token, so s <= S - T + t.
 
     Example: two new tokens after one in the cache.
         >>> causal_mask(2, 3).int().tolist()
@@ -167,26 +136,16 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores: 0 where the mask keeps, -inf where it hides."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-        ~mask, float("-inf")
-    )
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
-def causal_bias(
-    attention_mask: Tensor | None, T: int, past: int, like: Tensor, explicit: bool = False
-) -> Tensor | None:
-    """What hides padding and the tokens to come from T new tokens after ``past`` cached ones.
+def causal_bias(attention_mask: Tensor | None, T: int, past: int, like: Tensor) -> Tensor:
+    """(B or 1, 1, T, S) that hides padding and later tokens from T new ones after ``past`` cached.
 
     Args:
         attention_mask: (B, past + T), 1 = keep; None = no padding.
         like: a tensor of the wanted dtype and device.
-        explicit: return a bias even where ``attend`` would do without.
-
-    Returns:
-        (B or 1, 1, T, S), or None where the plain causal mask will do.
     """
-    if attention_mask is None and (past == 0 or T == 1) and not explicit:
-        return None
     mask = causal_mask(T, past + T, like.device)[None, None]  # (1, 1, T, S)
     if attention_mask is not None:
         mask = mask & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
@@ -196,16 +155,13 @@ def causal_bias(
 
 
 def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """Hide the other documents of packed rows, transformers' way: without a mask of padding and
-    without a cache, a document begins wherever the positions do not count up by one.
+    """``bias`` that hides the other documents of packed rows too, transformers' way: a document
+    begins wherever the positions do not count up by one.
 
     Args:
         position_ids: (B or 1, T), e.g. [[0, 1, 2, 0, 1]] for documents of three and two tokens.
-        bias: (B or 1, H or 1, T, T), or None for the plain causal mask.
-        like: a tensor of the wanted dtype and device.
-
-    Returns:
-        (B or 1, H or 1, T, T); ``bias`` itself where every row is one document.
+        bias: (B or 1, H or 1, T, T), or None for the plain causal mask; returned as it is where
+            every row is one document.
     """
     starts = position_ids.diff(dim=1) != 1  # (B, T-1)
     if not starts.any():
@@ -213,15 +169,13 @@ def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Te
     document = F.pad(starts.cumsum(1), (1, 0))  # (B, T): 0 0 0 1 1
     other = document[:, None, :, None] != document[:, None, None]  # (B, 1, T, T)
     if bias is None:
-        bias = causal_bias(None, position_ids.shape[1], 0, like, explicit=True)
+        bias = causal_bias(None, position_ids.shape[1], 0, like)
     return bias.masked_fill(other, float("-inf"))
 
 
 def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """(B, 1, 1, S) that hides padding from everyone; None where there is none.
-
-    Raises:
-        ValueError: a row of which nothing is kept.
+    """(B, 1, 1, S) that hides padding from everyone; None where there is none. A row of which
+    nothing is kept is a ValueError.
     """
     if attention_mask is None or attention_mask.all():
         return None
@@ -231,15 +185,8 @@ def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     return mask_bias(attention_mask.bool()[:, None, None], like.dtype)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None = None,
-    causal: bool = True,
-    scale: float | None = None,
-) -> Tensor:
-    """softmax(q kᵀ · scale + bias) v (Vaswani et al., 2017, eq. 1).
+def attend(q, k, v, bias=None, causal: bool = True, scale: float | None = None) -> Tensor:
+    """softmax(q kᵀ · scale + bias) v, (B, H, T, D) (Vaswani et al., 2017, eq. 1).
 
     Args:
         q: (B, H, T, D).
@@ -247,9 +194,6 @@ def attend(
         bias: (B or 1, H or 1, T, S), -inf hides a key; the causal mask, where wanted, is in it.
         causal: without a bias, apply the plain causal mask, for which T must be S or 1.
         scale: of the scores, 1 / √D when None.
-
-    Returns:
-        (B, H, T, D).
     """
     B, H, T, D = q.shape
     if T > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
@@ -266,26 +210,15 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head attention, to itself or to a source, with grouped key-value heads.
+    """Multi-head attention, to itself or to a source.
 
-    With ``n_kv_head < n_head`` several query heads share a key-value head (Ainslie et al., 2023).
-
-    Args:
-        n_kv_head: ``n_head`` when None.
-        head_width: D, ``n_embd // n_head`` when None.
-        bias: whether the four matrices have one.
-        causal, scale: see ``attend``.
+    With fewer ``n_kv_head`` than ``n_head``, query heads share key-value heads (Ainslie et al.,
+    2023). ``head_width`` is D, ``n_embd // n_head`` when None; ``causal`` and ``scale`` are those
+    of ``attend``.
     """
 
     def __init__(
-        self,
-        n_embd: int,
-        n_head: int,
-        n_kv_head: int | None = None,
-        head_width: int | None = None,
-        bias: bool = False,
-        causal: bool = True,
-        scale: float | None = None,
+        self, n_embd, n_head, n_kv_head=None, head_width=None, bias=False, causal=True, scale=None
     ):
         super().__init__()
         self.n_head, self.n_kv_head = n_head, n_kv_head or n_head
@@ -302,22 +235,17 @@ class Attention(nn.Module):
         return x.view(B, T, heads, self.head_width).transpose(1, 2)
 
     def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None) -> Tensor:
-        """
+        """x: (B, T, C) -> (B, T, C).
+
         Args:
-            x: (B, T, C).
-            rotary: a pair, cos and sin of the new tokens' positions, (B or 1, 1, T, D).
-            bias: see ``attend``.
+            rotary: cos and sin of the new tokens' positions. bias: see ``attend``.
             cache: a KVCache and this layer's number in it.
             source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
-
-        Returns:
-            (B, T, C).
         """
-        B, T, _ = x.shape
         q = self.split(self.q(x), self.n_head)  # (B, H, T, D)
         store, layer = (None, 0) if cache is None else cache
         if source is not None and store is not None and store.length:
-            k, v = store.read(layer)
+            k, v = store.read(layer, store.length)
         else:
             seen = x if source is None else source
             k = self.split(self.k(seen), self.n_kv_head)  # (B, H_kv, T or S, D)
@@ -327,13 +255,12 @@ class Attention(nn.Module):
             if store is not None:
                 k, v = store.append(layer, k, v)  # (B, H_kv, S, D)
         heads = attend(q, k, v, bias, self.causal, self.scale)  # (B, H, T, D)
-        return self.out(heads.transpose(1, 2).reshape(B, T, self.n_head * self.head_width))
+        return self.out(heads.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2).
-
-    Gated: down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
+    """down(activation(up(x))) (Vaswani et al., 2017, eq. 2), or, gated,
+    down(activation(gate(x)) · up(x)) (Shazeer, 2020, eq. 6).
     """
 
     def __init__(self, n_embd: int, n_inner: int, activation: Callable, bias=True, gated=False):
@@ -345,10 +272,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        gate = self.gate
-        if gate is None:
+        if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        return self.down(self.activation(gate(x)) * self.up(x))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 SwiGLU = partial(FeedForward, activation=F.silu, bias=False, gated=True)
@@ -358,10 +284,8 @@ GEGLU = partial(FeedForward, activation=gelu_tanh, bias=False, gated=True)
 class Block(nn.Module):
     """Attention, cross-attention where there is one, feed-forward; a residual and a norm for each.
 
-    Args:
-        norm: makes a fresh norm; called once for each sublayer. The others are modules.
-        pre_norm: x + sublayer(norm(x)), as in GPT-2 and after; else norm(x + sublayer(x)), as in
-            the first Transformer (Xiong et al., 2020, figure 1).
+    ``norm`` makes a fresh norm, the others are modules. ``pre_norm``: x + sublayer(norm(x)), as in
+    GPT-2 and after; else norm(x + sublayer(x)), as in the first Transformer (Xiong et al., 2020).
     """
 
     def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True):
@@ -379,10 +303,8 @@ class Block(nn.Module):
         return norm(x + sublayer(x, *args))
 
     def forward(self, x: Tensor, rotary=None, bias=None, cache=None, cross=()) -> Tensor:
-        """x: (B, T, C) -> (B, T, C); the rest as in ``Attention.forward``.
-
-        Args:
-            cross: bias, cache and source of the cross-attention.
+        """x: (B, T, C) -> (B, T, C). cross: bias, cache and source of the cross-attention; the
+        others as in ``Attention.forward``.
         """
         x = self.add(x, self.attention_norm, self.attention, rotary, bias, cache)
         if self.cross_attention is not None:
@@ -390,17 +312,18 @@ class Block(nn.Module):
         return self.add(x, self.feed_forward_norm, self.feed_forward)
 
 
-def blocks(
-    n_layer: int, norm, attention, feed_forward, causal=True, cross=False, pre_norm=True
-) -> nn.ModuleList:
-    """``n_layer`` blocks of parts of their own.
+class Blocks(nn.ModuleList):
+    """Blocks, one after the other."""
 
-    Args:
-        norm, attention, feed_forward: make a fresh part; attention is told ``causal``.
-        cross: whether each block looks at a source too.
-    """
-    crosses = [attention(causal=False) if cross else None for _ in range(n_layer)]
-    return nn.ModuleList(
-        Block(norm, attention(causal=causal), feed_forward(), cross_attention, pre_norm)
-        for cross_attention in crosses
-    )
+    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None, source_bias=None):
+        """x: (B, T, C) -> (B, T, C), as in ``Attention.forward``; a KVCache then holds x too."""
+        own = read = None
+        for layer, block in enumerate(self):
+            if cache is not None:
+                own, read = (cache, layer), (cache.source, layer)
+            x = block(x, rotary, bias, own, (source_bias, read, source))
+        if cache is not None:
+            cache.advance(x.shape[1])
+            if source is not None and cache.source.length == 0:
+                cache.source.advance(source.shape[1])
+        return x

@@ -20,53 +20,23 @@ BART_OFFSET = 2
 """The first row of BART's position tables that is used."""
 
 
-class Seq2SeqCache(layers.KVCache):
-    """Keys and values of the decoder's own tokens, and of the source, which is read once."""
-
-    def __init__(self, n_layer: int, capacity: int = 0):
-        super().__init__(n_layer, capacity)
-        self.source = layers.KVCache(n_layer)
-
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.source.select(rows)
-
-
 class Stack(nn.Module):
-    """The encoder or the decoder: blocks (see ``layers.blocks``), and what a family has besides."""
+    """The encoder or the decoder: ``layers.Blocks``, and what a family has besides."""
 
     def __init__(self, blocks, positions=None, embed_norm=None, relative=None, norm=None):
         super().__init__()
         self.blocks, self.positions, self.relative = blocks, positions, relative
         self.embed_norm, self.norm = embed_norm, norm
 
-    def forward(self, x: Tensor, bias=None, source=None, source_bias=None, cache=None) -> Tensor:
-        """
-        Args:
-            x: (B, T, C) embedded tokens.
-            bias, source_bias: see ``attend``.
-            source: (B, S, C), what the encoder made of the source.
-            cache: a Seq2SeqCache.
-
-        Returns:
-            (B, T, C).
-        """
+    def forward(self, x: Tensor, bias=None, cache=None, source=None, source_bias=None) -> Tensor:
+        """x: (B, T, C) embedded tokens -> (B, T, C); the others as in ``Blocks.forward``."""
         T, past = x.shape[1], 0 if cache is None else cache.length
         if self.positions is not None:
-            x = x + self.positions.weight[BART_OFFSET + past :][:T]
-        if self.embed_norm is not None:
-            x = self.embed_norm(x)
+            x = self.embed_norm(x + self.positions.weight[BART_OFFSET + past :][:T])
         if self.relative is not None:
             distance = self.relative(T, past + T)  # (1, H, T, S)
             bias = distance if bias is None else bias + distance
-        own = read = None
-        for layer, block in enumerate(self.blocks):
-            if cache is not None:
-                own, read = (cache, layer), (cache.source, layer)
-            x = block(x, None, bias, own, (source_bias, read, source))
-        if cache is not None:
-            cache.advance(T)
-            cache.source.advance(0 if cache.source.length else source.shape[1])
+        x = self.blocks(x, None, bias, cache, source, source_bias)
         return x if self.norm is None else self.norm(x)
 
 
@@ -76,9 +46,9 @@ class Seq2Seq(Model):
     embed_scale = logit_scale = 1.0
     logits_bias: Tensor | None
 
-    def new_cache(self, capacity: int = 0) -> Seq2SeqCache:
+    def new_cache(self, capacity: int = 0) -> layers.KVCache:
         """An empty cache with room for ``capacity`` tokens of the decoder."""
-        return Seq2SeqCache(self.config.n_layer, capacity)
+        return layers.KVCache(self.config.n_layer, capacity, cross=True)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """What the encoder makes of the source: (B, S) -> (B, S, C)."""
@@ -86,16 +56,9 @@ class Seq2Seq(Model):
         x = self.embed(input_ids) * self.embed_scale
         return self.encoder(x, layers.padding_bias(attention_mask, x))
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        encoder_outputs: tuple[Tensor] | None = None,
-        past_key_values: Seq2SeqCache | None = None,
-        use_cache: bool = False,
-    ) -> Output:
+    def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None,
+                decoder_attention_mask=None, encoder_outputs=None, past_key_values=None,
+                use_cache=False) -> Output:  # fmt: skip
         """Logits of the next target token at every position of the decoder.
 
         Args:
@@ -111,16 +74,15 @@ class Seq2Seq(Model):
                 "An encoder-decoder reads two texts: give decoder_input_ids, and input_ids or "
                 "encoder_outputs."
             )
-        source = encoder_outputs or (self.encode(input_ids, attention_mask),)
+        source = encoder_outputs[0] if encoder_outputs else self.encode(input_ids, attention_mask)
         cache = self.new_cache() if use_cache and past_key_values is None else past_key_values
         past, T = 0 if cache is None else cache.length, decoder_input_ids.shape[-1]
         self.check(decoder_input_ids, decoder_attention_mask, past=past)
         x = self.embed(decoder_input_ids) * self.embed_scale
-        bias = layers.causal_bias(decoder_attention_mask, T, past, x, explicit=True)
-        source_bias = layers.padding_bias(attention_mask, x)
-        x = self.decoder(x, bias, source[0], source_bias, cache)
+        bias = layers.causal_bias(decoder_attention_mask, T, past, x)
+        x = self.decoder(x, bias, cache, source, layers.padding_bias(attention_mask, x))
         logits = self.score(x * self.logit_scale, self.logits_bias)
-        return Output(logits, cache, x, source[0])
+        return Output(logits, cache, x, source)
 
 
 @dataclass
@@ -128,8 +90,8 @@ class T5Config(Config):
     """The shape of a T5 model."""
 
     head_width: int  # heads need not share the channels equally
-    n_embd: int  # width of the residual stream
-    n_inner: int  # width of the feed-forward layer
+    n_embd: int
+    n_inner: int
     n_bucket: int = 32  # distances told apart
     max_distance: int = 128  # farther keys share a bucket
     norm_eps: float = 1e-6
@@ -142,35 +104,30 @@ class T5(Seq2Seq):
     """Relative positions, one table a stack, that every layer of the stack adds to its scores."""
 
     def build(self, config: T5Config) -> None:
-        C, H = config.n_embd, config.n_head
-        norm = partial(layers.RMSNorm, C, config.norm_eps)
         plain = partial(layers.FeedForward, activation=F.relu, bias=False)
-        parts = (
-            norm,
-            partial(layers.Attention, C, H, head_width=config.head_width, scale=1.0),
-            partial(layers.GEGLU if config.gated else plain, C, config.n_inner),
-        )
-        distances = partial(layers.RelativePositions, config.n_bucket, config.max_distance, H)
+        parts = layers.RMSNorm, layers.GEGLU if config.gated else plain
+        attention = {"head_width": config.head_width, "scale": 1.0}
+        buckets = config.n_bucket, config.max_distance, config.n_head
         self.encoder, self.decoder = (
             Stack(
-                layers.blocks(config.n_layer, *parts, causal=decoder, cross=decoder),
-                relative=distances(bidirectional=not decoder),
-                norm=norm(),
+                self.new_blocks(*parts, causal=decoder, cross=decoder, **attention),
+                relative=layers.RelativePositions(*buckets, bidirectional=not decoder),
+                norm=layers.RMSNorm(config.n_embd, config.norm_eps),
             )
             for decoder in (False, True)
         )
         self.logits_bias = None
         if config.tie_embeddings:
-            self.logit_scale = C**-0.5
+            self.logit_scale = config.n_embd**-0.5
 
 
 @dataclass
 class BARTConfig(Config):
     """The shape of a BART model."""
 
-    n_embd: int  # width of the residual stream
-    n_inner: int  # width of the feed-forward layer
-    block_size: int  # longest sequence of tokens, source or target
+    n_embd: int
+    n_inner: int
+    block_size: int  # of the source, and of the target
     scale_embeddings: bool = False  # multiply embeddings by √n_embd
     start_token_id: int = 2  # the decoder's first token
 
@@ -179,22 +136,15 @@ class BART(Seq2Seq):
     """Learnt positions, one table a stack; the output matrix is the embedding."""
 
     def build(self, config: BARTConfig) -> None:
-        C = config.n_embd
-        parts = (
-            partial(nn.LayerNorm, C),
-            partial(layers.Attention, C, config.n_head, bias=True),
-            partial(layers.FeedForward, C, config.n_inner, F.gelu),
-        )
+        parts = nn.LayerNorm, partial(layers.FeedForward, activation=F.gelu)
         self.encoder, self.decoder = (
             Stack(
-                layers.blocks(
-                    config.n_layer, *parts, causal=decoder, cross=decoder, pre_norm=False
-                ),
-                positions=nn.Embedding(BART_OFFSET + config.block_size, C),
-                embed_norm=nn.LayerNorm(C),
+                self.new_blocks(*parts, causal=decoder, cross=decoder, pre_norm=False, bias=True),
+                positions=nn.Embedding(BART_OFFSET + config.block_size, config.n_embd),
+                embed_norm=nn.LayerNorm(config.n_embd),
             )
             for decoder in (False, True)
         )
         self.register_buffer("logits_bias", torch.zeros(1, config.vocab_size))
         if config.scale_embeddings:
-            self.embed_scale = C**0.5
+            self.embed_scale = config.n_embd**0.5
