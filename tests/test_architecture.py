@@ -88,7 +88,7 @@ def test_the_world_knows_no_algorithm():
 def test_world_generators_need_no_torch():
     """Documents come from the standard library alone, so the corpus runs in light processes."""
     for name in ("lexicon", "heldout", "facts", "arithmetic", "tasks", "lists", "prose",
-                 "documents", "foreign", "sites", "crawl", "instructions"):  # fmt: skip
+                 "documents", "foreign", "sites", "crawl", "instructions", "wordings"):  # fmt: skip
         assert "torch" not in tops(imports(PACKAGE / "world" / f"{name}.py"))
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_lib.completion import parse_answer
-from course_lib.world import instructions
+from course_lib.world import instructions, wordings
 from course_lib.world.arithmetic import Problem, is_held_out_problem
 from course_lib.world.facts import the_world
 from course_lib.world.heldout import is_held_out
@@ -29,8 +29,9 @@ names = st.sampled_from(sorted(INSTRUCTIONS))
 
 
 def test_the_docstrings_show_what_comes_out():
-    result = doctest.testmod(instructions, extraglobs={"random": random})
-    assert result.attempted and not result.failed
+    for module in (instructions, wordings):
+        result = doctest.testmod(module, extraglobs={"random": random})
+        assert result.attempted and not result.failed
 
 
 # --- templates ----------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ def test_the_docstrings_show_what_comes_out():
 
 @pytest.mark.parametrize("task", INSTRUCTIONS.values(), ids=lambda t: t.name)
 def test_templates_have_one_input_and_are_all_different(task):
-    every = task.templates + task.unseen_templates
+    every = task.templates + task.questions + task.unseen_templates
     assert all(template.count("{") == template.count("{x}") == 1 for template in every)
     assert len(set(every)) == len(every) and len(task.templates) >= 6
     assert len(task.unseen_templates) >= 2
@@ -51,8 +52,29 @@ def test_the_first_templates_are_the_plain_ones():
         "Give the opposite of the word: {x}", "Write the opposite: {x}",
         "Name the word that means the contrary: {x}", "Give the opposite of the word. {x}",
     )  # fmt: skip
-    prompts = {ask_for(task, "big", random.Random(s), templates=2) for s in range(40)}
+    prompts = {ask_for(task, "big", random.Random(s), "command", templates=2) for s in range(40)}
     assert prompts == {"Give the opposite of the word: big", "Write the opposite: big"}
+
+
+def test_questions_begin_with_the_corpus_s_own_and_commands_hold_none():
+    """``words.QUESTIONS`` asks "What is the opposite of big?"; two other questions follow it."""
+    task = INSTRUCTIONS["opposite"]
+    asked = [{ask_for(task, "big", random.Random(s), "question", templates=n) for s in range(60)}
+             for n in (1, None)]  # fmt: skip
+    assert asked[0] == {"What is the opposite of big?"} < asked[1] and len(asked[1]) == 3
+    assert not {t for t in task.templates if "?" in t} and all("?" in q for q in task.questions)
+    commands = {ask_for(task, "big", random.Random(s), "command") for s in range(300)}
+    assert commands == {t.replace("{x}", "big") for t in task.templates}
+
+
+def test_an_instruction_is_a_question_as_often_as_a_command():
+    """3 questions and 24 commands: drawn from one pool, questions would be one prompt in nine."""
+    task, rng = INSTRUCTIONS["opposite"], random.Random(0)
+    asked = sum(ask_for(task, "big", rng).endswith("?") for _ in range(2000))
+    assert abs(asked / 2000 - 0.5) < 0.04  # 3.6 standard deviations
+    fact = INSTRUCTIONS["fact"]
+    prompts = {ask_for(fact, "X?", random.Random(s), "question") for s in range(200)}
+    assert prompts == {t.replace("{x}", "X?") for t in fact.templates}
 
 
 def test_forms_leave_the_instruction_out():
@@ -66,10 +88,11 @@ def test_forms_leave_the_instruction_out():
 
 def test_unseen_wordings_are_not_among_the_trained_ones():
     seen, unseen = (
-        {ask_for(INSTRUCTIONS["plural"], "X", random.Random(s), unseen=flag) for s in range(300)}
+        {ask_for(INSTRUCTIONS["plural"], "X", random.Random(s), unseen=flag) for s in range(900)}
         for flag in (False, True)
     )
-    assert len(seen) == len(INSTRUCTIONS["plural"].templates) and not seen & unseen
+    task = INSTRUCTIONS["plural"]
+    assert len(seen) == len(task.templates + task.questions) and not seen & unseen
     assert len(unseen) == len(INSTRUCTIONS["plural"].unseen_templates)
 
 
@@ -81,7 +104,7 @@ def test_examples_by_hand():
     for example in islice(examples(1, "reverse"), 50):
         words = max(re.findall(r"\w+(?:, \w+)+", example.prompt), key=len)
         assert example.response == ", ".join(words.split(", ")[::-1]), example
-    for example in islice(examples(1, "plural", templates=1), 50):
+    for example in islice(examples(1, "plural", form="command", templates=1), 50):
         word = example.prompt.removeprefix("Give the plural of the word: ")
         assert example.response == PLURALS[word]
 

@@ -1,8 +1,9 @@
 """Instruction data: the world's tasks, questions and problems as (prompt, response) pairs.
 
-A task is asked with many templates and belongs to a cluster of its kind; whole clusters can be kept
-out of training, so that the types of task that are asked later were never trained (Wei et al.,
-2022, section 2.2). What is held out of the corpus is held out here too.
+A task is asked in questions that hold the input and in commands that stand beside it, and belongs
+to a cluster of its kind; whole clusters can be kept out of training, so that the types of task that
+are asked later were never trained (Wei et al., 2022, section 2.2). What is held out of the corpus
+is held out here too.
 Simplified away: templates that turn a task around ("give a word whose plural is dogs"), answers of
 several lines.
 """
@@ -23,6 +24,7 @@ from course_lib.world.documents import (
 )
 from course_lib.world.facts import ask, draw_two_hop
 from course_lib.world.tasks import TASKS, Pair
+from course_lib.world.wordings import questions_for
 
 LAYOUTS = (
     "{i}: {x}", "{i}. {x}", "{x}. {i}.", "{i}:\n{x}", "Task: {i}. {x}", "{i}. Input: {x}",
@@ -45,8 +47,10 @@ class Example(NamedTuple):
 class InstructionTask:
     """A task and the ways to ask for it.
 
-    ``templates`` hold ``{x}`` for the input; the first one is the plainest. ``unseen_templates``
-    are not for training. ``draw(rng, held_out)`` returns an input and its response.
+    All templates hold ``{x}`` for the input. ``templates`` are commands with the input beside them
+    (of questions, passages and problems: words around them), the plainest first; ``questions`` are
+    sentences around the input, the corpus's own first, and may be missing. ``unseen_templates`` are
+    not for training. ``draw(rng, held_out)`` returns an input and its response.
     """
 
     name: str
@@ -54,6 +58,7 @@ class InstructionTask:
     templates: tuple[str, ...]
     unseen_templates: tuple[str, ...]
     draw: Callable[[random.Random, bool], Pair]
+    questions: tuple[str, ...] = ()
 
 
 def _templates(instructions: Sequence[str], layouts: Sequence[str]) -> tuple[str, ...]:
@@ -64,7 +69,7 @@ def _templates(instructions: Sequence[str], layouts: Sequence[str]) -> tuple[str
 INSTRUCTIONS: dict[str, InstructionTask] = {
     task.name: InstructionTask(
         task.name, task.cluster, _templates(task.instructions, LAYOUTS),
-        _templates(task.instructions, UNSEEN_LAYOUTS), task.draw,
+        _templates(task.instructions, UNSEEN_LAYOUTS), task.draw, questions_for(task.name),
     )
     for task in TASKS.values()
 }  # fmt: skip
@@ -157,7 +162,7 @@ def split_clusters(held_out: Sequence[str]) -> tuple[list[str], list[str]]:
 
 # --- examples -----------------------------------------------------------------------------------
 
-FORMS = ("instruction", "name", "none")
+FORMS = ("instruction", "question", "command", "name", "none")
 
 
 def ask_for(
@@ -167,16 +172,20 @@ def ask_for(
     """The prompt for an input.
 
     Args:
-        form: ``"instruction"``, a template; ``"name"``, the task's name in brackets before the
-            input; ``"none"``, the input alone (the ablation of Wei et al., 2022, section 4.3).
-        templates: draw from the first so many only; all of them when None.
-        unseen: draw from the templates that training never uses.
+        form: ``"question"``, one of the task's questions; ``"command"``, one of its templates;
+            ``"instruction"``, one or the other, as often; ``"name"``, the task's name in brackets
+            before the input; ``"none"``, the input alone (the ablation of Wei et al., 2022,
+            section 4.3). Where a task has no questions its templates serve for them.
+        templates: draw from the first so many of either only; all of them when None.
+        unseen: draw from the templates that training never uses, whatever the form.
 
     Raises:
         ValueError: an unknown form, or no template to draw from.
 
     Example:
-        >>> ask_for(INSTRUCTIONS["plural"], "dog", random.Random(0), templates=1)
+        >>> ask_for(INSTRUCTIONS["plural"], "dog", random.Random(0), "question", templates=1)
+        'What is the plural of dog?'
+        >>> ask_for(INSTRUCTIONS["plural"], "dog", random.Random(0), "command", templates=1)
         'Give the plural of the word: dog'
         >>> ask_for(INSTRUCTIONS["first_letter"], "dog", random.Random(0), "name")
         '[first letter] dog'
@@ -189,7 +198,9 @@ def ask_for(
         return x
     if form == "name":
         return f"[{task.name.replace('_', ' ')}] {x}"
-    choice = task.unseen_templates if unseen else task.templates[:templates]
+    asks = form == "question" or (form == "instruction" and rng.random() < 0.5)
+    choice = task.questions if asks and task.questions else task.templates
+    choice = task.unseen_templates if unseen else choice[:templates]
     return rng.choice(choice).replace("{x}", x)
 
 
