@@ -146,32 +146,42 @@ def keep_to_the_recipe(wanted: dict, build: Path) -> None:
 def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
     """Train the base model; resumes by itself. Snapshots go to ``build/snapshots``.
 
+    Returns:
+        the mean of the weights before and after the last stage: it keeps what the stage would
+        unlearn, and nearly all of what it teaches (Wortsman et al., 2022, "Robust fine-tuning of
+        zero-shot models", section 3).
+
     Raises:
         ValueError: ``build`` holds a run of another recipe.
     """
     keep_to_the_recipe(asdict(recipe) | asdict(CONFIG), build)
     _, rows = prepare_corpus(recipe, build)
     model = Llama(CONFIG, torch.Generator().manual_seed(recipe.seed))
+    optimizer = muon_adamw(model, muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr)
+    batches = RowBatches(rows, recipe.batch_size)
 
     def snapshot(model: torch.nn.Module, step: int) -> dict:
         if step in SNAPSHOTS:
             save_pretrained(model, build / "snapshots" / f"{step:05d}")
         return {}
 
-    train(
-        model,
-        RowBatches(rows, recipe.batch_size),
-        causal_lm_loss,
-        max_steps=recipe.max_steps,
-        optimizer=muon_adamw(model, muon_lr=recipe.muon_lr, adamw_lr=recipe.adamw_lr),
-        warmup_steps=recipe.warmup_steps,
-        schedule=recipe.lr_schedule,
-        checkpoint_dir=build / "checkpoints",
-        checkpoint_every=250,
-        metrics_path=build / "metrics.csv",
-        evaluate=snapshot,
-        evaluate_every=SNAPSHOT_EVERY,
-    )
+    def train_until(step: int) -> None:
+        train(
+            model, batches, causal_lm_loss, max_steps=step, optimizer=optimizer,
+            warmup_steps=recipe.warmup_steps, schedule=recipe.lr_schedule,
+            checkpoint_dir=build / "checkpoints", checkpoint_every=250,
+            metrics_path=build / "metrics.csv", evaluate=snapshot, evaluate_every=SNAPSHOT_EVERY,
+        )  # fmt: skip
+
+    before = build / "before-last"
+    if not before.exists():
+        train_until(recipe.max_steps - recipe.last_steps)
+        part = build / "before-last.part"
+        save_pretrained(model, part)
+        os.replace(part, before)
+    train_until(recipe.max_steps)
+    early, late = from_pretrained(before).state_dict(), model.state_dict()
+    model.load_state_dict({name: (early[name] + late[name]) / 2 for name in late})
     return model
 
 
@@ -276,6 +286,7 @@ seed {seed} |
 {warmup_steps} steps of warm-up, then linearly to zero; in the last stage once more, \
 from {last_lr} of the rates |
 | last training loss | {last_loss:.3f} nats a token |
+| the weights | the mean of those before and after the last stage (Wortsman et al., 2022) |
 | remake it | `make model` (two cores, no GPU) |
 
 ## Held-out evaluation
