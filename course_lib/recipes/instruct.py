@@ -42,9 +42,9 @@ class Recipe:
     """What decides the weights, apart from the base model and the code of the data."""
 
     seed: int = 0
-    max_steps: int = 4000
+    max_steps: int = 3000
     batch_size: int = 32  # examples and documents, packed into fewer rows
-    replay: float = 0.25  # share of them that are documents
+    replay: float = 0.2  # share of them that are documents
     muon_lr: float = 4e-3
     adamw_lr: float = 1e-3
     warmup_steps: int = 50
