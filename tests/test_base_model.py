@@ -8,17 +8,19 @@ from course_lib import model_path
 from course_lib.world.evaluate import FIGURES, evaluate
 
 AT_LEAST = {
-    "unseen_labels_8shot": 0.95,
-    "expr3_steps": 0.95,
-    "expr5_steps": 0.95,
-    "expr5_trigger": 0.8,
-    "wordproblem5_steps": 0.85,
-    "twohop_steps": 0.95,
-    "facts": 0.88,
-    "passage3": 0.9,
+    "unseen_labels_8shot": 0.97,
+    "words_4shot": 0.7,
+    "expr3_steps": 0.98,
+    "expr5_steps": 0.98,
+    "expr5_trigger": 0.95,
+    "wordproblem5_steps": 0.95,
+    "twohop_steps": 0.97,
+    "facts": 0.95,
+    "passage3": 0.8,
+    "unseen_k_8shot": 0.85,
 }
-"""What the chapters lean on."""
-AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "instructions": 0.02}
+"""What the chapters lean on, of each evaluation seed."""
+AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "instructions": 0.04}
 """What it must not be able to do, or there would be nothing to show."""
 
 
@@ -29,7 +31,7 @@ def stored():
 
 @pytest.fixture(scope="module")
 def measured(base):
-    names = [*AT_LEAST, *AT_MOST, "words_4shot"]
+    names = [*AT_LEAST, *AT_MOST]
     return evaluate(*base, seed=0, items=200, figures=names, progress=False)
 
 
@@ -45,15 +47,15 @@ def test_every_seed_reaches_what_the_chapters_need(measured, stored):
         assert all(table[name] >= bar for name, bar in AT_LEAST.items()), table
 
 
+def test_reading_among_distractors_is_good_enough_for_retrieval(stored):
+    """Three strangers' facts, mean of the seeds: the chapter on retrieval needs .85."""
+    shares = [table["passage3"] for table in stored["seeds"]]
+    assert sum(shares) / len(shares) >= 0.85
+
+
 def test_what_it_must_not_be_able_to_do(measured, stored):
-    """Each seed by itself, but for the instructions: one seed has 7 of 200 right by continuing, and
-    all three together 12 of 600."""
     for table in (measured, *stored["seeds"]):
-        of_each = {n: bar for n, bar in AT_MOST.items() if n != "instructions"}
-        assert all(table[name] <= bar for name, bar in of_each.items()), table
-    shares = [table["instructions"] for table in stored["seeds"]]
-    assert measured["instructions"] <= AT_MOST["instructions"]
-    assert sum(shares) / len(shares) <= AT_MOST["instructions"] + 1e-9
+        assert all(table[name] <= bar for name, bar in AT_MOST.items()), table
 
 
 def test_the_card_names_every_figure(stored):
