@@ -42,11 +42,11 @@ class Recipe:
     """What decides the weights, apart from the base model and the code of the data."""
 
     seed: int = 0
-    max_steps: int = 3000
+    max_steps: int = 2500
     batch_size: int = 32  # examples and documents, packed into fewer rows
-    replay: float = 0.2  # share of them that are documents
-    muon_lr: float = 4e-3
-    adamw_lr: float = 1e-3
+    replay: float = 0.3  # share of them that are documents
+    muon_lr: float = 3e-3
+    adamw_lr: float = 7e-4
     warmup_steps: int = 50
 
 
