@@ -45,8 +45,8 @@ def test_figures_in_the_corpus_format_are_measured_again(instruct):
 
 
 def test_it_follows_the_instructions_that_the_base_model_only_continues():
-    assert mean("base", "instructions") <= 0.05
-    assert mean("instruct", "instructions") >= 0.6
+    assert mean("base", "instructions") <= 0.04
+    assert all(table["instructions"] >= 0.85 for table in seeds_of("instruct"))
 
 
 @pytest.mark.parametrize("name", KEPT)
