@@ -7,10 +7,11 @@ def glue(name: str, value: object) -> None:
     Writes the output format of ``myst_nb.glue`` without needing the book's tools (Colab has none).
 
     Args:
-        value: shown as ``str(value)``: round and format it first.
+        value: shown as ``str(value)``: round and format it first. It is kept as ``repr(value)``, since
+            the book evaluates it: without quotes "2,500" would be a pair and "1.00" the number 1.0.
     """
     from IPython.display import display
 
     mime = "application/papermill.record/text/plain"
     scrapbook = {"mime_prefix": "application/papermill.record/", "name": name}
-    display({mime: str(value)}, raw=True, metadata={"scrapbook": scrapbook})
+    display({mime: repr(value)}, raw=True, metadata={"scrapbook": scrapbook})

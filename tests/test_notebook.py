@@ -24,9 +24,8 @@ def displayed(call) -> tuple[dict, dict]:
     return output.data, output.metadata
 
 
-@pytest.mark.parametrize("value", [3, 0.25, None])
+@pytest.mark.parametrize("value", [3, 0.25, None, "12 %", "2,500"])
 def test_the_same_output_as_myst_nb(shell, value):
-    """For values whose ``str`` and ``repr`` agree: myst_nb shows the latter."""
     from myst_nb import glue as myst_glue
 
     ours = displayed(lambda: glue("loss", value))
@@ -34,9 +33,14 @@ def test_the_same_output_as_myst_nb(shell, value):
     assert ours[1]["scrapbook"]["name"] == "loss"
 
 
-def test_a_text_is_shown_without_quotes(shell):
-    data, _ = displayed(lambda: glue("share", "12 %"))
-    assert list(data.values()) == ["12 %"]
+@pytest.mark.parametrize("value", ["2,500", "1.00", "12 %", "layer 2, head 1"])
+def test_the_book_shows_a_text_as_it_was_formatted(shell, value):
+    """It was once shown as (2, 500) and as 1.0."""
+    from myst_nb.core.variables import format_plain_text
+
+    data, _ = displayed(lambda: glue("share", value))
+    assert [format_plain_text(text, "") for text in data.values()] == [value]
+
 
 
 def test_the_books_tools_are_not_imported():
