@@ -17,7 +17,7 @@ help:
 	@echo "make notebooks  execute the notebooks whose text changed (ALL=1: all of them)"
 	@echo "make lint       check the style of the code"
 	@echo "make bench      time our code beside the libraries'"
-	@echo "make model      make the shipped models from their recipes (about an hour on two cores)"
+	@echo "make model      make the shipped models from their recipes (somewhat over an hour on two cores)"
 	@echo "make clean      remove what was built, keep .venv"
 
 venv:
