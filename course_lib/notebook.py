@@ -7,8 +7,8 @@ def glue(name: str, value: object) -> None:
     Writes the output format of ``myst_nb.glue`` without needing the book's tools (Colab has none).
 
     Args:
-        value: shown as ``str(value)``: round and format it first. It is kept as ``repr(value)``, since
-            the book evaluates it: without quotes "2,500" would be a pair and "1.00" the number 1.0.
+        value: shown as ``str(value)``: round and format it first. Kept is ``repr(value)``, for the
+            book evaluates it: "2,500" without quotes would be a pair, and "1.00" the number 1.0.
     """
     from IPython.display import display
 
