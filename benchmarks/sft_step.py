@@ -14,7 +14,8 @@ import torch
 from benchmarks.measure import compare, table
 from course_lib.models import Llama, to_transformers
 from course_lib.ops import IGNORE_INDEX
-from course_lib.sft import Row, collate, pack, sft_loss
+from course_lib.rows import Row, collate, pack
+from course_lib.sft import sft_loss
 
 EXAMPLES = 32
 PROMPT, RESPONSE = (8, 40), (2, 12)  # lengths in tokens, as the instruction data has them

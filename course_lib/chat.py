@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from course_lib.completion import END, complete, parse_answer
+from course_lib.completion import complete
+from course_lib.measuring import END, parse_answer
 from course_lib.ops import IGNORE_INDEX
+from course_lib.rows import Row
 
 Message = Mapping[str, str]
 """``{"role": "user" or "assistant", "content": text}``."""
 Format = Callable[[Sequence[Message], bool], str]
 """(messages, add_generation_prompt) -> text."""
-Row = dict[str, list[int]]
-"""``input_ids`` and ``labels`` of one example, equally long; packed ones have ``position_ids``."""
 USER, ASSISTANT = "<|user|>", "<|assistant|>"
 
 
@@ -132,7 +132,7 @@ def answered(
     """Whether the greedy reply to each prompt has the answer of the response beside it.
 
     Args:
-        pairs: (prompt, response). Both answers are read by ``completion.parse_answer``: steps may
+        pairs: (prompt, response). Both answers are read by ``measuring.parse_answer``: steps may
             differ, what follows "The answer is" may not.
     """
     replies = reply(model, tokenizer, [prompt for prompt, _ in pairs], max_new_tokens, form)

@@ -6,22 +6,18 @@ Simplified away: chat templates; retries and rate limits of an API; a stop strin
 is cut off afterwards, and does not end the writing.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from course_lib.generation import _block_size, generate
+from course_lib.measuring import cut
 
 TextModel = Callable[[str], str]
 Model = nn.Module | TextModel
 T = TypeVar("T")
-
-ANSWER_MARK = "The answer is"
-END = "<|end|>"
 
 
 # --- prompts that fit ---------------------------------------------------------------------------
@@ -150,7 +146,7 @@ def complete(
     """
     _check_texts(prompts)
     if not isinstance(model, nn.Module):
-        return [_cut(_ask(model, p), stop) for p in watched(prompts, progress, "completions")]
+        return [cut(_ask(model, p), stop) for p in watched(prompts, progress, "completions")]
     if tokenizer is None:
         raise ValueError("This model reads token ids: give its tokenizer too.")
     end, eos = _stop_token(tokenizer, stop), getattr(tokenizer, "eos_token_id", None)
@@ -162,7 +158,7 @@ def complete(
                        eos_token_id=end, generator=generator)  # fmt: skip
         for row in out[:, ids.shape[1] :].tolist():
             row = row[: row.index(eos)] if eos in row else row
-            completions.append(_cut(tokenizer.decode(row), stop))
+            completions.append(cut(tokenizer.decode(row), stop))
     return completions
 
 
@@ -176,10 +172,6 @@ def _ask(model: TextModel, prompt: str) -> str:
     return text
 
 
-def _cut(text: str, stop: str | None) -> str:
-    return text.split(stop)[0] if stop else text
-
-
 def _stop_token(tokenizer, stop: str | None) -> int | None:
     """The token that ends a row: ``stop`` where it is one token, else the end of the text."""
     if stop:
@@ -187,66 +179,3 @@ def _stop_token(tokenizer, stop: str | None) -> int | None:
         if len(ids) == 1:
             return ids[0]
     return getattr(tokenizer, "eos_token_id", None)
-
-
-# --- answers ------------------------------------------------------------------------------------
-
-
-def parse_answer(completion: str, mark: str = ANSWER_MARK, stop: str | None = "\n") -> str:
-    """The answer in a completion: what follows ``mark`` last, else the first line.
-
-    Args:
-        stop: only what stands before it is read; None = all of it, for chains of several lines.
-
-    Returns:
-        One line without its final stop; "" where there is no answer.
-
-    Example:
-        >>> parse_answer(" 12 + 3 = 15. The answer is 15.")
-        '15'
-    """
-    text = _cut(completion.split(END)[0], stop)
-    if mark in text:
-        text = text.split(mark)[-1]
-    return text.split("\n")[0].strip().rstrip(".").strip()
-
-
-@dataclass(frozen=True)
-class Interval:
-    """``centre`` ± ``half_width``."""
-
-    centre: float
-    half_width: float
-
-    @property
-    def low(self) -> float:
-        return max(self.centre - self.half_width, 0.0)
-
-    @property
-    def high(self) -> float:
-        return min(self.centre + self.half_width, 1.0)
-
-
-def wilson(share: float, items: int, z: float = 1.96) -> Interval:
-    """The interval of a share seen in ``items`` independent items (Wilson, 1927).
-
-    Its centre is drawn towards 1/2, so that it has a width at 0 and at 1 too.
-
-    Args:
-        share: in 0..1.
-        z: quantile of the normal distribution; 1.96 gives 95 %.
-
-    Raises:
-        ValueError: no items, or a share outside 0..1.
-
-    Example: z² = n = 4, so the centre is half-way from 0 to 1/2, and the width reaches 0.
-        >>> wilson(0.0, 4, z=2.0)
-        Interval(centre=0.25, half_width=0.25)
-    """
-    if items < 1 or not 0 <= share <= 1:
-        raise ValueError(
-            f"A share must lie in 0..1 and come from at least one item, got {share} of {items}."
-        )
-    grown = 1 + z * z / items
-    spread = math.sqrt(share * (1 - share) / items + (z / items / 2) ** 2)
-    return Interval((share + z * z / items / 2) / grown, z / grown * spread)

@@ -1,27 +1,14 @@
-"""Supervised fine-tuning: cross-entropy on the responses, and the batches it is taken on.
+"""Supervised fine-tuning: cross-entropy on the responses.
 
-A stream of rows (``chat.encode_chat``, ``document_row``), mixed from several sources (``mix``),
-becomes padded or packed batches (``batches``) for ``training.train`` with ``sft_loss``.
-Simplified away: weights of single examples or turns; rows longer than the context are cut.
+``rows.batches`` makes the batches, ``training.train`` is the loop, and ``sft_loss`` is all that
+this module adds: which tokens count, and how they are averaged.
 """
 
-import math
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 
-import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from course_lib.chat import Row, answered, course_format, encode_chat, own_format, reply, turns
 from course_lib.ops import IGNORE_INDEX, token_logprobs
-
-__all__ = [
-    "answered", "batches", "collate", "course_format", "document_row", "encode_chat", "endless",
-    "mix", "mixing_rates", "own_format", "pack", "reply", "response_nll", "sft_loss", "turns",
-]  # fmt: skip
-
-# --- the loss -----------------------------------------------------------------------------------
 
 
 def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,7 +30,7 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     Long responses therefore weigh more than short ones, as in trl and transformers.
 
     Args:
-        batch: what ``collate`` gives.
+        batch: what ``rows.collate`` gives.
 
     Returns:
         A scalar; 0 if every label is ignored.
@@ -53,217 +40,3 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     logits = model(**inputs, use_cache=False).logits  # (B, T, V)
     kept = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
     return response_nll(logits, batch["labels"]).sum() / kept.clamp(min=1)
-
-
-# --- batches ------------------------------------------------------------------------------------
-
-
-def document_row(tokenizer, text: str, block_size: int) -> Row:
-    """A document of the pretraining kind, every token of which is learnt, and its end: replay.
-
-    Args:
-        block_size: the most tokens; a longer document is cut, and has no end.
-    """
-    ids = tokenizer(
-        text, add_special_tokens=False, truncation=True, max_length=block_size
-    )["input_ids"]  # fmt: skip
-    ids = [*ids, tokenizer.eos_token_id][:block_size]
-    return {"input_ids": ids, "labels": list(ids)}
-
-
-def collate(rows: Sequence[Row], pad_id: int, mask_prompt: bool = True) -> dict[str, Tensor]:
-    """A batch of rows, padded on the right.
-
-    Args:
-        rows: of ``encode_chat`` and ``document_row``, or of ``pack``.
-        mask_prompt: take the loss on the labels of the rows; if False on every token, the prompts
-            included.
-
-    Returns:
-        ``input_ids``, ``labels`` and ``attention_mask``, (B, T). Packed rows get ``position_ids``
-        instead of the mask, for transformers too reads a mask and restarting positions as one
-        document; each token of padding is a document of its own.
-
-    Raises:
-        ValueError: no rows, or packed ones among others.
-
-    Example: two questions, 5 6 and 7, with the answers 8 0 and 9 0; 1 pads.
-        >>> rows = [{"input_ids": [2, 5, 6, 3, 8, 0], "labels": [-100, -100, -100, -100, 8, 0]},
-        ...         {"input_ids": [2, 7, 3, 9, 0], "labels": [-100, -100, -100, 9, 0]}]
-        >>> batch = collate(rows, pad_id=1)
-        >>> batch["input_ids"]
-        tensor([[2, 5, 6, 3, 8, 0],
-                [2, 7, 3, 9, 0, 1]])
-        >>> batch["labels"]
-        tensor([[-100, -100, -100, -100,    8,    0],
-                [-100, -100, -100,    9,    0, -100]])
-        >>> batch["attention_mask"]
-        tensor([[1, 1, 1, 1, 1, 1],
-                [1, 1, 1, 1, 1, 0]])
-        >>> collate(rows, pad_id=1, mask_prompt=False)["labels"]
-        tensor([[   2,    5,    6,    3,    8,    0],
-                [   2,    7,    3,    9,    0, -100]])
-        >>> packed = collate(pack(rows, block_size=12), pad_id=1)
-        >>> packed["input_ids"], packed["position_ids"]
-        (tensor([[2, 5, 6, 3, 8, 0, 2, 7, 3, 9, 0]]), tensor([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4]]))
-    """
-    packed = ["position_ids" in row for row in rows]
-    if not rows or any(packed) != all(packed):
-        raise ValueError("A batch needs rows, all of them packed or none.")
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(columns: Iterable[list[int]], value: int) -> Tensor:
-        return torch.tensor([column + [value] * (width - len(column)) for column in columns])
-
-    ids = padded((row["input_ids"] for row in rows), pad_id)
-    labels = padded((row["labels"] for row in rows), IGNORE_INDEX)
-    mask = padded(([1] * len(row["input_ids"]) for row in rows), 0)
-    batch = {"input_ids": ids, "labels": labels}
-    if all(packed):
-        batch["position_ids"] = padded((row["position_ids"] for row in rows), 0)
-    else:
-        batch["attention_mask"] = mask
-    if not mask_prompt:
-        batch["labels"] = ids.masked_fill(mask == 0, IGNORE_INDEX)
-        if all(packed):  # nothing stands before a document's first token
-            batch["labels"][batch["position_ids"] == 0] = IGNORE_INDEX
-    return batch
-
-
-def pack(rows: Iterable[Row], block_size: int) -> list[Row]:
-    """Put several rows into one: best fit, the longest first (Ding et al., ICML 2024).
-
-    A row goes where the least room is left that suffices; the earliest such place wins a tie.
-    Positions start anew with each row that was put in, by which models tell them apart: none sees
-    another.
-
-    Args:
-        block_size: the most tokens of a packed row; a longer row is cut.
-
-    Returns:
-        Rows with ``position_ids``. The first token of each original row has no label: nothing
-        stands before it.
-
-    Example:
-        >>> packed = pack([{"input_ids": [5, 6], "labels": [5, 6]},
-        ...                {"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}], block_size=6)
-        >>> packed[0]["input_ids"], packed[0]["labels"], packed[0]["position_ids"]
-        ([7, 8, 9, 5, 6], [-100, 8, 9, -100, 6], [0, 1, 2, 0, 1])
-    """
-    cut = [{name: column[:block_size] for name, column in row.items()} for row in rows]
-    packed: list[Row] = []
-    places: dict[int, deque[Row]] = defaultdict(deque)  # free tokens -> packed rows
-    for row in sorted(cut, key=lambda row: len(row["input_ids"]), reverse=True):
-        length = len(row["input_ids"])
-        room = next((n for n in range(length, block_size) if places[n]), block_size)
-        if room < block_size:
-            place = places[room].popleft()
-        else:
-            packed.append(place := {"input_ids": [], "labels": [], "position_ids": []})
-        place["input_ids"] += row["input_ids"]
-        place["labels"] += [IGNORE_INDEX, *row["labels"][1:]]
-        place["position_ids"] += range(length)
-        places[room - length].append(place)
-    return packed
-
-
-def batches(
-    rows: Iterable[Row], batch_size: int, pad_id: int, *, block_size: int,
-    packed: bool = False, mask_prompt: bool = True,
-) -> Iterator[dict[str, Tensor]]:  # fmt: skip
-    """Batches for ``sft_loss`` of ``batch_size`` rows each, until too few are left.
-
-    Args:
-        rows: a stream; see ``mix`` and ``endless``.
-        block_size: the model's context, to which rows are cut.
-        packed: put the rows of a batch into as few as they fit; the loss stays the same, and the
-            model reads less padding.
-        mask_prompt: see ``collate``.
-    """
-    stream = iter(rows)
-    while len(some := list(islice(stream, batch_size))) == batch_size:
-        if packed:
-            some = pack(some, block_size)
-        else:
-            some = [{name: column[:block_size] for name, column in row.items()} for row in some]
-        yield collate(some, pad_id, mask_prompt)
-
-
-# --- mixtures -----------------------------------------------------------------------------------
-
-
-def mixing_rates(
-    sizes: Sequence[float], cap: float = math.inf, temperature: float = 1.0
-) -> list[float]:
-    """How often to draw from each source (Raffel et al., 2020, section 3.5.2).
-
-    r_m = min(e_m, K)^(1/T) / Σ_n min(e_n, K)^(1/T). T = 1 without K is proportional mixing, and
-    T → ∞ (``math.inf``) equal mixing. FLAN caps at K = 3000 (Wei et al., 2022, section 2.4).
-
-    Args:
-        sizes: e_m, examples of each source.
-        cap: K, sizes above which count as K.
-        temperature: T.
-
-    Returns:
-        Rates that add up to 1.
-
-    Raises:
-        ValueError: no sources, a size or cap that is not positive, a temperature below 1.
-
-    Example: capped at 40 and then square roots, 2 : 6.32.
-        >>> [round(r, 3) for r in mixing_rates([4, 400], cap=40, temperature=2.0)]
-        [0.24, 0.76]
-    """
-    if not sizes or min(sizes) <= 0 or cap <= 0 or not temperature >= 1:
-        raise ValueError(
-            f"Sizes and the cap must be positive and the temperature at least 1, got {sizes}, "
-            f"{cap} and {temperature}."
-        )
-    powers = [min(size, cap) ** (1 / temperature) for size in sizes]
-    return [power / sum(powers) for power in powers]
-
-
-def endless(rows: Sequence[Row], generator: Generator) -> Iterator[Row]:
-    """The rows over and over, each time in a new order.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not rows:
-        raise ValueError("There are no rows to repeat.")
-    while True:
-        for i in torch.randperm(len(rows), generator=generator).tolist():
-            yield rows[i]
-
-
-def mix(
-    sources: Sequence[Iterator[Row]], rates: Sequence[float], generator: Generator
-) -> Iterator[Row]:
-    """Rows drawn from the sources at random; ends when the source that is drawn has ended.
-
-    One source may be replay: documents of the pretraining kind, whose abilities would otherwise
-    be forgotten (Robins, 1995; Scialom et al., 2022).
-
-    Args:
-        rates: of ``mixing_rates``; they need not add up to 1.
-
-    Raises:
-        ValueError: not one rate a source, a negative rate, or none above 0.
-    """
-    if len(sources) != len(rates) or min(rates, default=-1) < 0 or sum(rates) <= 0:
-        raise ValueError(
-            f"{len(sources)} sources need as many rates, none negative and one above 0, got "
-            f"{list(rates)}."
-        )
-    weights = torch.tensor(rates, dtype=torch.float64)
-
-    def stream() -> Iterator[Row]:
-        while True:
-            source = int(torch.multinomial(weights, 1, generator=generator))
-            try:
-                yield next(sources[source])
-            except StopIteration:
-                return
-
-    return stream()

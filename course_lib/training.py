@@ -194,7 +194,7 @@ def train(
     decay_fraction: float = 0.4,
     max_grad_norm: float = 1.0,
     gradient_accumulation: int = 1,
-    mixed_precision: str = "auto",
+    mixed_precision: str = "no",
     metrics_path: str | Path | None = None,
     checkpoint_dir: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -215,7 +215,8 @@ def train(
         warmup_steps, schedule, decay_fraction: see ``lr_factor``.
         max_grad_norm: gradients are scaled down to this norm.
         gradient_accumulation: batches a step; their losses are averaged.
-        mixed_precision: ``"no"``, ``"bf16"``, or ``"auto"`` for ``precision_for`` the device.
+        mixed_precision: ``"no"`` (the same course on every machine), ``"bf16"``, or ``"auto"`` for
+            ``precision_for`` the device.
         metrics_path: a CSV with one row a step: step, loss, lr, grad_norm, seconds, and the rest.
         checkpoint_dir: where checkpoints go; training resumes from the newest one there.
         checkpoint_every: steps between checkpoints; only the last step is saved when None.

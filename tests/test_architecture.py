@@ -10,8 +10,8 @@ PACKAGE = ROOT / "course_lib"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "math", "typing"}
-INFRASTRUCTURE = {"ops", "models", "generation", "completion", "chat", "training", "optim",
-                  "runtime"}  # fmt: skip
+INFRASTRUCTURE = {"ops", "models", "generation", "completion", "measuring", "rows",
+                  "chat", "training", "optim", "runtime", "files"}  # fmt: skip
 ALGORITHMS = {"sft"}
 BORDER = {"models/weights.py", "shipped/__init__.py", "world/tokenizer.py", "recipes/base.py"}
 """The only modules that may import transformers: where weights or tokenizers cross over."""

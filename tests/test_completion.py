@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import Bigrams, Words
 
-from course_lib.completion import (
-    complete,
-    context_size,
-    encode,
-    fit,
-    pad_left,
-    parse_answer,
-    token_counter,
-    wilson,
-)
+from course_lib.completion import complete, context_size, encode, fit, pad_left, token_counter
+from course_lib.measuring import parse_answer, wilson
 from course_lib.models import BLOOM, BLOOMConfig
 
 steady = settings(max_examples=80, deadline=None, derandomize=True)

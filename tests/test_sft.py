@@ -15,21 +15,12 @@ from random_models import llama
 from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening
 
-from course_lib import sft
+from course_lib import rows as rows_module
 from course_lib.models import from_transformers, to_transformers
 from course_lib.models.layers import document_bias
 from course_lib.ops import IGNORE_INDEX
-from course_lib.sft import (
-    batches,
-    collate,
-    document_row,
-    endless,
-    mix,
-    mixing_rates,
-    pack,
-    response_nll,
-    sft_loss,
-)
+from course_lib.rows import batches, collate, document_row, endless, mix, mixing_rates, pack
+from course_lib.sft import response_nll, sft_loss
 from course_lib.training import train
 
 TOLERANCE = 1e-5
@@ -52,7 +43,7 @@ def row_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[dict]:
 
 
 def test_the_docstrings_show_what_comes_out():
-    result = doctest.testmod(sft)
+    result = doctest.testmod(rows_module)
     assert result.attempted >= 8 and not result.failed
 
 

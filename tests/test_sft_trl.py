@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from course_lib.chat import encode_chat, turns
 from course_lib.models import to_transformers
-from course_lib.sft import batches, collate, encode_chat, pack, sft_loss, turns
+from course_lib.rows import batches, collate, pack
+from course_lib.sft import sft_loss
 from course_lib.training import train
 from course_lib.world.instructions import draw_example
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.completion import parse_answer
+from course_lib.measuring import parse_answer
 from course_lib.world import instructions, wordings
 from course_lib.world.arithmetic import Problem, is_held_out_problem
 from course_lib.world.facts import the_world

@@ -6,14 +6,8 @@ Simplified away: chat messages; choosing examples by their likeness to the query
 better prompts.
 """
 
-from course_lib.completion import (
-    Interval,
-    complete,
-    context_size,
-    parse_answer,
-    token_counter,
-    wilson,
-)
+from course_lib.completion import complete, context_size, token_counter
+from course_lib.measuring import Interval, parse_answer, wilson
 from course_lib.prompting.answers import (
     Result,
     Seeds,

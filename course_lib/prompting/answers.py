@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from course_lib.completion import Interval, Model, complete, parse_answer, wilson
+from course_lib.completion import Model, complete
+from course_lib.measuring import Interval, parse_answer, wilson
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from course_lib.chat import answered, encode_chat, turns
 from course_lib.optim import muon_adamw
 from course_lib.recipes.base import (
     SHIPPED,
@@ -25,7 +26,8 @@ from course_lib.recipes.base import (
     write_json,
     write_text,
 )
-from course_lib.sft import answered, batches, document_row, encode_chat, mix, sft_loss, turns
+from course_lib.rows import batches, document_row, mix
+from course_lib.sft import sft_loss
 from course_lib.shipped import load_model_from, model_path, write_checksums
 from course_lib.training import train
 from course_lib.world.corpus import documents
@@ -54,7 +56,7 @@ class InstructionBatches:
     """Packed batches of all tasks and of replay; its state is the number of the next batch.
 
     Yields:
-        what ``sft.collate`` gives.
+        what ``rows.collate`` gives.
     """
 
     def __init__(self, recipe: Recipe, tokenizer, block_size: int):

@@ -21,10 +21,9 @@ from course_lib.completion import (
     fit,
     model_device,
     pad_left,
-    parse_answer,
     token_counter,
-    wilson,
 )
+from course_lib.measuring import parse_answer, wilson
 from course_lib.ops import IGNORE_INDEX, token_logprobs
 from course_lib.world import facts, lists, tasks
 from course_lib.world.arithmetic import TRIGGER, draw_problem
@@ -329,7 +328,7 @@ def evaluate(
 
 
 def confidence(share: float, items: int) -> float:
-    """Half the width of the 95 % interval of a share (``completion.wilson``)."""
+    """Half the width of the 95 % interval of a share (``measuring.wilson``)."""
     return wilson(share, items).half_width
 
 

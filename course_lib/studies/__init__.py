@@ -1,0 +1,18 @@
+"""The experiments behind the figures: one file a study, its stored results beside it.
+
+A study is a module with
+
+- ``GRID``: {name of a setting: the keyword arguments that make it},
+- ``SEEDS``: the seeds that every setting is run on, at least eight,
+- ``run(setting, seed) -> {measure: number}``: one row; ``setting`` is a value of ``GRID``,
+- ``draw(results)``: its figure (``plotting``), from the stored results alone,
+- ``MODELS``: names of the shipped models that it starts from, e.g. ``("base",)``,
+- ``USES``: the functions, classes and modules that its results hang on,
+- ``CHECKS``: {setting: (measures)}, rows cheap enough that tests and the notebook run them again.
+
+``python -m course_lib.studies`` runs the rows that are missing. ``load(name)`` reads what it stored.
+"""
+
+from course_lib.studies.stored import PerSeed, Results, load
+
+__all__ = ["PerSeed", "Results", "load"]
