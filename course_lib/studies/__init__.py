@@ -8,9 +8,10 @@ A study is a module with
 - ``draw(results)``: its figure (``plotting``), from the stored results alone,
 - ``MODELS``: names of the shipped models that it starts from, e.g. ``("base",)``,
 - ``USES``: the functions, classes and modules that its results hang on,
-- ``CHECKS``: {setting: (measures)}, rows cheap enough that tests and the notebook run them again.
+- ``CHECKS``: {setting: (measures)}, cheap rows that tests and the notebook run again.
 
-``python -m course_lib.studies`` runs the rows that are missing. ``load(name)`` reads what it stored.
+``python -m course_lib.studies`` runs the rows that are missing. ``load(name)`` reads the stored
+ones.
 """
 
 from course_lib.studies.stored import PerSeed, Results, load
