@@ -1,8 +1,11 @@
-"""Where tensors live."""
+"""Where tensors live, and the mode in which a model computes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 
 def device(name: str | None = None) -> torch.device:
@@ -31,3 +34,24 @@ def device(name: str | None = None) -> torch.device:
             "Use 'cpu', or unset COURSE_DEVICE."
         )
     return chosen
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's weights."""
+    return next(model.parameters()).device
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode, so without dropout; then each part as before.
+
+    Parts that were in evaluation mode, such as a frozen layer of a model in training, stay so.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # a module comes before its parts
+            if module.training != mode:
+                module.train(mode)
