@@ -7,14 +7,12 @@ better prompts.
 """
 
 from course_lib.completion import complete, context_size, token_counter
-from course_lib.measuring import Interval, parse_answer, wilson
+from course_lib.measuring import Interval, Result, grade, parse_answer, wilson
 from course_lib.prompting.answers import (
-    Result,
     Seeds,
     Vote,
     evaluate,
     evaluate_seeds,
-    grade,
     majority,
     self_consistency,
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from course_lib.completion import Model, complete
-from course_lib.measuring import Interval, parse_answer, wilson
+from course_lib.measuring import Interval, Result, grade, parse_answer
 
 
 @dataclass(frozen=True)
@@ -76,42 +76,6 @@ def self_consistency(
                            temperature=temperature, **settings)  # fmt: skip
     answers = [parse(c) for c in completions]
     return [majority(answers[i : i + samples]) for i in range(0, len(answers), samples)]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Predictions beside the right answers."""
-
-    predictions: tuple[str, ...]
-    hits: tuple[bool, ...]
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.hits) / len(self.hits)
-
-    @property
-    def interval(self) -> Interval:
-        """The accuracy's 95 % interval; its items count as drawn independently."""
-        return wilson(self.accuracy, len(self.hits))
-
-    def __str__(self) -> str:
-        """E.g. ``0.750 (95 %: 0.301 to 0.954, n = 4)``."""
-        low, high = self.interval.low, self.interval.high
-        return f"{self.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}, n = {len(self.hits)})"
-
-
-def grade(predictions: Sequence[str], answers: Sequence[str]) -> Result:
-    """Exact match, letter by letter.
-
-    Raises:
-        ValueError: no predictions, or not one for each answer.
-    """
-    if not predictions or len(predictions) != len(answers):
-        raise ValueError(
-            f"{len(predictions)} predictions for {len(answers)} answers: give one for each, and "
-            "at least one."
-        )
-    return Result(tuple(predictions), tuple(p == a for p, a in zip(predictions, answers)))
 
 
 def evaluate(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from course_lib.completion import context_size, encode, model_device, pad_left, watched
-from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.completion import context_size, encode, watched
+from course_lib.rollout import response_logps
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """Inputs that say nothing (Zhao et al., 2021, section 4): what a model answers to them is bias."""
@@ -30,7 +30,6 @@ class Scores:
         return self.logprobs / self.lengths
 
 
-@torch.no_grad()
 def score_candidates(
     model: nn.Module,
     tokenizer,
@@ -76,7 +75,7 @@ def score_candidates(
                 f"the context of {context_size(model)}: shorten the prompt."
             )
     sums = [
-        _sequence_logprobs(model, [(p, a) for p, a, _ in rows[i : i + batch_size]])
+        response_logps(model, *zip(*[(p, a) for p, a, _ in rows[i : i + batch_size]]))
         for i in watched(range(0, len(rows), batch_size), progress, "candidates")
     ]
     lengths = torch.tensor([len(a) for _, a, _ in rows])
@@ -109,18 +108,6 @@ def _check_candidates(own: list[list[str]], prompts: int) -> None:
     for texts in own:
         if len(set(texts)) < len(texts):
             raise ValueError(f"Candidates repeat in {texts}: name each once.")
-
-
-def _sequence_logprobs(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> Tensor:
-    """(B,): log p(second | first), of pairs of token ids."""
-    device = model_device(model)
-    ids, mask = pad_left([p + a for p, a in rows])  # (B, T)
-    labels, _ = pad_left([[IGNORE_INDEX] * len(p) + a for p, a in rows], IGNORE_INDEX)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    keep = 1 + max(len(a) for _, a in rows)  # one more: a first token is predicted before it
-    logits = model(ids.to(device), attention_mask=mask.to(device),
-                   position_ids=positions.to(device), logits_to_keep=keep).logits  # fmt: skip
-    return token_logprobs(logits, labels[:, -keep:].to(device)).sum(1).cpu()
 
 
 def choose(scores: Tensor, candidates: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
