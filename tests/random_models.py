@@ -1,10 +1,11 @@
-"""Random tiny Llamas and padded batches, for the tests that compare with transformers."""
+"""Random tiny Llamas, padded batches and rows, for the tests that compare with transformers."""
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from course_lib.models import Llama, LlamaConfig
+from course_lib.ops import IGNORE_INDEX
 
 
 def llama(seed: int = 0, **changes) -> Llama:
@@ -81,3 +82,14 @@ def chunks(length: int, cuts: set[int]) -> list[tuple[int, int]]:
     """Starts and ends of the pieces: chunks(5, {2}) is [(0, 2), (2, 5)]."""
     bounds = [0, *sorted(c for c in cuts if 0 < c < length), length]
     return list(zip(bounds, bounds[1:], strict=False))
+
+
+@st.composite
+def row_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[dict]:
+    """Rows of two to seven tokens, the labels on the last of them, at least on one."""
+    rows = []
+    for _ in range(draw(st.integers(1, 6))):
+        ids = draw(st.lists(st.integers(0, vocab_size - 1), min_size=2, max_size=longest))
+        prompt = draw(st.integers(1, len(ids) - 1))
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * prompt + ids[prompt:]})
+    return rows

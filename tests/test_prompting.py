@@ -275,16 +275,6 @@ def test_a_vote_without_answers_is_refused():
 # --- grading ------------------------------------------------------------------------------------
 
 
-def test_exact_matches_are_counted_with_their_interval():
-    """3 of 4 with z = 1.96, z² = 3.8416: centre (.75 + .4802) / 1.9604 = .62753, half-width
-    1.96 / 1.9604 · √(.75 · .25 / 4 + (.49 / 2)²) = .99980 · √(.046875 + .060025) = .32689."""
-    result = grade(["cat", "dogs", "5", "pear"], ["cat", "dog", "5", "pear"])
-    assert result.hits == (True, False, True, True) and result.accuracy == 0.75
-    assert result.interval.centre == pytest.approx(0.62753, abs=1e-5)
-    assert result.interval.half_width == pytest.approx(0.32689, abs=1e-5)
-    assert str(result) == "0.750 (95 %: 0.301 to 0.954, n = 4)"
-
-
 def test_evaluation_completes_parses_and_grades(capsys):
     prompts = [f"{w} ->" for w in ("dog", "cat", "fox")]
     model = {"dog ->": " dogs.\nhen", "cat ->": " cat", "fox ->": " The answer is foxes."}
@@ -298,8 +288,6 @@ def test_evaluation_completes_parses_and_grades(capsys):
 
 def test_answers_must_match_in_number():
     for predictions, answers in (([], []), (["a"], ["a", "b"])):
-        with pytest.raises(ValueError, match=f"{len(predictions)} predictions for {len(answers)}"):
-            grade(predictions, answers)
         with pytest.raises(ValueError, match=f"{len(predictions)} prompts for {len(answers)}"):
             evaluate(str.upper, None, predictions, answers)
 
