@@ -145,6 +145,29 @@ def test_a_start_token_is_no_part_of_the_stop():
     assert complete(model, tokenizer, ["A:"], 9) == [" cat "] and len(read) == 2
 
 
+def test_the_end_of_a_text_ends_the_writing_beside_a_stop():
+    """cat, then the end: nothing is computed behind it, although the line break never comes."""
+    model = Bigrams(TEXT, {"A:": {"cat": 1}, "cat": {"end": 1}, "end": {"dog": 1}})
+    read = []
+    model.register_forward_hook(lambda *args: read.append(1))
+    assert complete(model, TEXT, ["A:"], 9) == [" cat"] and len(read) == 2
+
+
+def test_several_tokens_may_end_a_text():
+    """dog ends too, and is cut off as the end is."""
+    model = Bigrams(TEXT, {"A:": {"cat": 1}, "Q:": {"end": 1}, "cat": {"dog": 1}, "dog": {"A:": 1}})
+    ends = [TEXT.ids["end"], TEXT.ids["dog"]]
+    assert complete(model, TEXT, ["A:", "Q:"], 9, eos_token_id=ends) == [" cat", ""]
+
+
+def test_a_start_token_is_added_unless_the_text_has_it():
+    tokenizer = Words("start A: cat \\n", start="start")
+    assert encode(tokenizer, ["A:"]) == [[0, 1]]
+    assert encode(tokenizer, ["A:"], add_special_tokens=False) == [[1]]
+    assert token_counter(tokenizer)("A: cat") == 3
+    assert token_counter(tokenizer, add_special_tokens=False)("A: cat") == 2
+
+
 def test_a_function_from_text_to_text_is_a_model():
     model = {"one": " 1\n 2", "two": " 2"}.__getitem__
     assert complete(model, None, ["two", "one"], 8) == [" 2", " 1"]
