@@ -70,9 +70,10 @@ def check_readable(state: object) -> None:
 def _read(file, **settings) -> dict:
     try:
         return torch.load(file, map_location="cpu", weights_only=True, **settings)
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many kinds, and half a page of advice
+        reason = str(error).split("WeightsUnpickler error: ")[-1].split(" was not an allowed")[0]
         raise ValueError(
-            f"This state could be written to a checkpoint and not be read again ({error}). Let "
+            f"This state could be written to a checkpoint and not be read again ({reason}). Let "
             "state_dict() give numbers, strings, tensors, and lists and dicts of them."
         ) from error
 
