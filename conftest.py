@@ -27,7 +27,7 @@ def _children_mb() -> float:
     peak = 0.0
     for child in psutil.Process().children(recursive=True):
         try:
-            status = Path(f"/proc/{child.pid}/status").read_text()
+            status = Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8")
             peak += int(status.split("VmHWM:")[1].split()[0]) / 1000
         except (OSError, IndexError):
             try:

@@ -9,7 +9,9 @@ import math
 import sys
 from pathlib import Path
 
-from notebooks import BOOK, ROOT, write_atomically
+from notebooks import BOOK, ROOT
+
+from course_lib.files import read_text, write_text
 
 MEASURED = ROOT / "build" / "parity"
 HEAD = """# Parity
@@ -44,14 +46,14 @@ def parity_page(rows: list[dict]) -> str:
 
 def measured(folder: Path = MEASURED) -> list[dict]:
     """What the tests left, one dict a piece."""
-    return [json.loads(p.read_text()) for p in sorted(folder.glob("*.jsonl"))]
+    return [json.loads(read_text(p)) for p in sorted(folder.glob("*.jsonl"))]
 
 
 def main() -> None:
     rows = measured()
     if not rows:
         sys.exit(f"{MEASURED} holds no measurements: run the tests first (make test).")
-    write_atomically(BOOK / "parity.md", parity_page(rows))
+    write_text(BOOK / "parity.md", parity_page(rows))
 
 
 if __name__ == "__main__":
