@@ -13,7 +13,7 @@ import re
 from html import escape
 
 import matplotlib
-from cycler import cycler
+from matplotlib import cycler
 
 INK = "#7a7a7a"
 """Stands for the page's text colour: ``show`` replaces it. A grey where it stays (rasters)."""
@@ -38,7 +38,7 @@ TEXT = 13
 0.83: both stay above the 9 pixels that the pages' test asks for."""
 DPI = 110
 LARGEST = 400_000
-"""Characters of a figure's SVG. Above it, the data are drawn as a raster of twice the shown size."""
+"""Characters of a figure. Above it, the data are drawn as a raster of twice the shown size."""
 
 STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",

@@ -72,7 +72,7 @@ def test_fixed_colours_on_a_heat_map_stay():
 
 
 def test_the_raster_of_a_heat_map_has_twice_the_shown_size():
-    """6 inches at 110 pixels are shown 660 wide; the cells take most of it, so more than 2 · 500."""
+    """6 inches are shown 660 pixels wide; the cells take more than 500 of them."""
     fig, axes = plotting.figure("t", "key", "query", size=(6, 3))
     plotting.heatmap(axes, np.eye(4))
     _, root = drawn(fig)
