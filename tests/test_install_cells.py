@@ -155,7 +155,7 @@ def test_a_published_address_is_fetched_from(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("url", "address"),
     [
-        ("https://repository.invalid/course", ""),
+        ("https://github.com.invalid/us/course", ""),
         ("https://github.com/us/course", "git+https://github.com/us/course@main"),
         ("https://github.com/us/not.invalid", "git+https://github.com/us/not.invalid@main"),
     ],

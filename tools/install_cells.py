@@ -18,6 +18,8 @@ import nbformat
 import yaml
 from IPython.core.inputtransformer2 import TransformerManager
 
+from course_lib.files import read_text, write_text
+
 ROOT = Path(__file__).resolve().parents[1]
 FOR_DEVELOPERS = {"book", "test"}
 """Extras that no reader of a notebook needs."""
@@ -53,7 +55,7 @@ def repository_address() -> str:
 
     A name under ``.invalid`` belongs to nobody and never will (RFC 2606, section 2).
     """
-    repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    repository = yaml.safe_load(read_text(ROOT / "_config.yml"))["repository"]
     if re.match(r"https?://[^/]+\.invalid(/|$)", repository["url"]):
         return ""
     return f"git+{repository['url']}@{repository['branch']}"
@@ -83,7 +85,7 @@ def _imports_of_module(module: str) -> set[str]:
     path = ROOT / module.replace(".", "/")
     for file in (path / "__init__.py", path.with_suffix(".py")):
         if file.exists():
-            return _imports(file.read_text(encoding="utf-8"))
+            return _imports(read_text(file))
     return set()
 
 
@@ -112,7 +114,7 @@ def extras_of_distributions() -> dict[str, str | None]:
 
     Core dependencies win, then the extras in pyproject's order; those for developers do not count.
     """
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(read_text(ROOT / "pyproject.toml"))["project"]
     extras = {}
     for requirement in project["dependencies"]:
         extras[_canonical(requirement)] = None
@@ -188,9 +190,9 @@ def fill(content: str) -> str:
 
 def main() -> None:
     for text in sorted((ROOT / "book").glob("[0-9][0-9]_*.md")):
-        content = text.read_text(encoding="utf-8")
+        content = read_text(text)
         if (new := fill(content)) != content:
-            text.write_text(new, encoding="utf-8")
+            write_text(text, new)
             print(f"{text.name}: install cell written")
 
 
