@@ -215,7 +215,7 @@ class Bare:
         self.wheels.mkdir()
         self.real = {re.sub(r"[-_.]+", "-", d.name).lower(): d for d in distributions()}
         for name, distribution in self.real.items():
-            if name not in ("course-lib", "pip"):
+            if name not in ("course-lib", "pip") and distribution.read_text("METADATA"):
                 thin_wheel(distribution, self.wheels)
         venv = folder / "venv"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
