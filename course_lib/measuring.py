@@ -107,30 +107,11 @@ def prediction_interval(
 
 def _spread(values: Sequence[float], level: float) -> tuple[float, float, float]:
     """Mean, standard deviation, and the two-sided quantile of t that belongs to the level."""
+    from scipy.stats import t
+
     values = [float(value) for value in values]
     if len(values) < 2 or not all(map(math.isfinite, values)):
         raise ValueError(f"An interval needs two finite values or more, got {values}.")
     mean = math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
-    return mean, spread, _t_quantile(level, len(values) - 1)
-
-
-def _t_quantile(level: float, freedom: int) -> float:
-    """The t with P(|T| < t) = ``level`` for Student's T, without SciPy, which nothing else needs.
-
-    For a whole number of degrees of freedom the probability is a finite sum in the angle
-    arctan(t / √freedom) (Abramowitz and Stegun, 26.7.3 and 26.7.4). Bisection finds the angle.
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        angle = (low + high) / 2
-        cosine, odd = math.cos(angle), freedom % 2
-        term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-        for k in range(1 + odd, freedom, 2):
-            total += term
-            term *= cosine**2 * k / (k + 1)
-        probability = math.sin(angle) * total
-        if odd:
-            probability = (angle + probability) * 2 / math.pi
-        low, high = (angle, high) if probability < level else (low, angle)
-    return math.sqrt(freedom) * math.tan(low)
+    return mean, spread, float(t.ppf((1 + level) / 2, len(values) - 1))
