@@ -16,8 +16,6 @@ from course_lib.files import read_text, replacing, write_bytes, write_json, writ
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [ROOT / "conftest.py", *(path for folder in ("course_lib", "tools", "tests", "benchmarks")
                                    for path in sorted((ROOT / folder).rglob("*.py")))]  # fmt: skip
-NOT_YET = {"tools/notebooks.py", "tests/test_claims.py", "tests/test_notebooks.py"}
-"""Files that still open text without an encoding: the list may only shrink."""
 KOREAN = "강화 학습: α ≤ β\r\nzwei\nthree"
 
 
@@ -143,7 +141,7 @@ def test_nobody_else_replaces_files():
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.replace", "os.rename"):
                 found.add(path.relative_to(ROOT).as_posix())
     package = {name for name in found if not name.startswith("tests/")}
-    assert package - {"tools/setup_venv.py", *NOT_YET} == {
+    assert package - {"tools/setup_venv.py"} == {  # that one has the standard library alone
         "course_lib/files.py", "course_lib/checkpoints.py"}
 
 
@@ -183,8 +181,7 @@ def test_no_text_is_opened_in_the_encoding_of_the_locale():
     """Under a Korean locale (EUC-KR) that failed on the first dash."""
     found = {path.relative_to(ROOT).as_posix(): lines for path in SOURCES
              if (lines := without_encoding(read_text(path)))}  # fmt: skip
-    assert {name: lines for name, lines in found.items() if name not in NOT_YET} == {}
-    assert found.keys() >= NOT_YET, "take what is done off the list"
+    assert found == {}
 
 
 def test_a_ledger_is_written_and_read_under_a_locale_without_letters(tmp_path):
