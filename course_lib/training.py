@@ -256,7 +256,7 @@ def _step(workers, model, micro_batches, loss_fn, optimizer, max_grad_norm, step
         loss, numbers = result if isinstance(result, tuple) else (result, {})
         count = float(getattr(loss, "count", rows)) if rows else 0.0
         (loss if alone else loss * count).backward()
-        for name, value in {"loss": loss, **numbers}.items():
+        for name, value in {**numbers, "loss": loss}.items():
             total = sums.setdefault(name, [0.0, 0.0])
             if count:
                 total[0] += count * float(torch.as_tensor(value).detach())
@@ -334,9 +334,11 @@ def _restore(
 
 
 def _restore_optimizer(optimizer, state: dict) -> None:
-    """Its state and settings; learning rates are the loop's. Says which settings are not used."""
+    """Its state and settings but the learning rates; says which settings are not used."""
     given = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for settings, group in zip(given, optimizer.param_groups, strict=True):
+        group["lr"] = settings["lr"]
     own = {"params", "lr", "initial_lr"}
     changed = {
         name: (group[name], settings[name])

@@ -235,8 +235,12 @@ def test_other_batches_than_the_checkpoint_s_are_refused(tmp_path):
     """It had read two; a used-up iterator has none, a list may have one."""
     interrupted(tmp_path, at=3)
     for stream, there in ((iter([]), 0), (rows(1), 1)):
+        model = Line()
+        optimizer = sgd(model, lr=0.5)
         with pytest.raises(ValueError, match=f"had read 2 batches, and here are only {there}"):
-            train(Line(), stream, mean_output, max_steps=4, checkpoint_dir=tmp_path)
+            train(model, stream, mean_output, max_steps=4, optimizer=optimizer,
+                  checkpoint_dir=tmp_path)  # fmt: skip
+        assert optimizer.param_groups[0]["lr"] == 0.5  # not the checkpoint's 1
     resumed(tmp_path)
     history = train(Line(), iter([]), None, max_steps=4, checkpoint_dir=tmp_path)
     assert len(history) == 4  # finished: nothing is left to read
