@@ -16,6 +16,7 @@ from torch import Generator, Tensor, nn
 from course_lib.denoising import corrupt_spans, denoise, infill_text, permute_sentences
 from course_lib.ops import IGNORE_INDEX, long_ids, shift_labels
 from course_lib.rows import pad_rows
+from course_lib.training import counted
 
 __all__ = [
     "causal_labels", "causal_lm_loss", "collate_pairs", "corrupt_spans", "denoise", "infill_text",
@@ -190,7 +191,7 @@ def _mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
     total = F.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return counted(total, (labels != IGNORE_INDEX).sum())
 
 
 def masked_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "math", "typing"}
 SAMPLING = {"ops", "models", "generation", "rollout", "completion", "measuring", "rows", "chat",
-            "training", "optim", "runtime", "files"}  # fmt: skip
+            "training", "checkpoints", "processes", "optim", "runtime", "files"}  # fmt: skip
 """What algorithms build on: none of it knows an algorithm or the micro-world."""
 BOOK = {"claims", "notebook", "plotting"}
 
@@ -28,7 +28,9 @@ MAY_IMPORT = {
     # what everything stands on
     "ops": set(), "files": set(), "runtime": set(), "measuring": set(), "optim": set(),
     "models": {"files"},
-    "training": {"files", "ops", "runtime"},
+    "checkpoints": {"files"},
+    "processes": {"runtime"},
+    "training": {"checkpoints", "files", "ops", "processes", "runtime"},
     # from texts to rows to samples
     "rows": {"ops"},
     "generation": {"ops", "runtime"},

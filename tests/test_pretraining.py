@@ -136,12 +136,13 @@ def test_padding_gets_no_gradient():
 
 
 def test_without_a_next_token_the_loss_is_zero():
-    """One token predicts nothing: a sum of no terms, and no gradient, as in every loss here; 0/0
-    would be nan, and end a training run."""
+    """One token predicts nothing: a sum of no terms, and no gradient, as in every loss here, and
+    the count says so; transformers gives 0/0, nan."""
     model = llama()
     loss = causal_lm_loss(model, {"input_ids": torch.tensor([[3]])})
     loss.backward()
-    assert loss.item() == 0 and model.embed.weight.grad.abs().max() == 0
+    assert loss.item() == loss.count.item() == 0
+    assert model.embed.weight.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
