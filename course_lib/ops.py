@@ -32,7 +32,10 @@ def long_ids(ids: Tensor, name: str) -> Tensor:
 
 
 def shift_labels(labels: Tensor) -> Tensor:
-    """The label that each position predicts: that of the next token. Nothing else shifts.
+    """The label that each position predicts: that of the next token.
+
+    The only place of the package that shifts labels to predictions. (Decoders of encoder-decoders
+    have it the other way round: ``pretraining.shift_right`` shifts what they read.)
 
     Args:
         labels: (B, T), unshifted; ``IGNORE_INDEX`` where there is none.
