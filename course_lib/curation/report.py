@@ -3,13 +3,13 @@
 import argparse
 import json
 import multiprocessing
-import os
 import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 from course_lib.curation.duplicates import DuplicateIndex
 from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
+from course_lib.files import read_text, write_text
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
 
 STORED = Path(__file__).with_name("crawl_200k.json")
@@ -25,7 +26,7 @@ STORED = Path(__file__).with_name("crawl_200k.json")
 
 def stored() -> dict:
     """The figures of ``run(200_000)``, which come with the package."""
-    return json.loads(STORED.read_text())
+    return json.loads(read_text(STORED))
 
 
 @dataclass
@@ -77,32 +78,24 @@ class Tally:
             self.extraction.add(document)
 
 
-_leaks: list[str] = []
-
-
-def _set_leaks(leaks: list[str]) -> None:
-    _leaks[:] = leaks
-
-
-def _front_shard(job: tuple[int, int]) -> tuple[list[Document], Funnel]:
+def _front_shard(job: tuple[int, int], leaks: Sequence[str]) -> tuple[list[Document], Funnel]:
     """One shard through the stages that look at one page alone."""
     funnel = Funnel()
-    return list(front(shard_pages(*job, _leaks), funnel)), funnel
+    return list(front(shard_pages(*job, leaks), funnel)), funnel
 
 
 def _front_shards(
     seed: int, shards: int, leaks: list[str], processes: int
 ) -> Iterator[tuple[list[Document], Funnel]]:
     """All shards in order, a few at a time; the same for any number of processes."""
-    jobs = ((seed, shard) for shard in range(shards))
+    jobs, run = ((seed, shard) for shard in range(shards)), partial(_front_shard, leaks=leaks)
     if processes <= 1:
-        _set_leaks(leaks)
-        yield from map(_front_shard, jobs)
+        yield from map(run, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _set_leaks, (leaks,)) as pool:
+    with context.Pool(processes) as pool:
         while batch := list(islice(jobs, 8 * processes)):  # bounded look-ahead
-            yield from pool.imap(_front_shard, batch)
+            yield from pool.imap(run, batch)
 
 
 def run(
@@ -184,14 +177,6 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def write_json(report: dict, path: Path) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m course_lib.curation", description=__doc__)
     parser.add_argument("--pages", type=int, default=10_000, help="default 10,000")
@@ -205,4 +190,5 @@ def main() -> None:
         parser.error(str(error))
     print(table(report))
     if args.out:
-        write_json(report, args.out)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.out, json.dumps(report, indent=1) + "\n")
