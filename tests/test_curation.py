@@ -463,7 +463,7 @@ def test_the_stored_run_is_one_of_this_pipeline(filtered):
 
 def test_shards_of_two_crawls_may_alternate():
     """Each crawl has its own leaks. (Those of the last that began stood in both.)"""
-    one, two = (["Q: Who is %s?\nA: The answer is Nobody." % name] for name in ("Leak1", "Leak2"))
+    one, two = ([f"Q: Who is {name}?\nA: Nobody."] for name in ("Leak1", "Leak2"))
     first, second = _front_shards(0, 2, one, 1), _front_shards(0, 1, two, 1)
     next(first)
     next(second)
