@@ -44,7 +44,7 @@ def parity_page(rows: list[dict]) -> str:
 
 def measured(folder: Path = MEASURED) -> list[dict]:
     """What the tests left, one dict a piece."""
-    return [json.loads(p.read_text()) for p in sorted(folder.glob("*.jsonl"))]
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.jsonl"))]
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def own_environment():
 
     Where the packages come from (find-links, indexes, proxies, certificates) stays the user's.
     """
-    elsewhere = ["PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PIP_PYTHON"]
+    elsewhere = ["PYTHONHOME", "PYTHONPATH", "PIP_PYTHON"]
     environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
     return dict(environment, PIP_ROOT_USER_ACTION="ignore", PIP_DRY_RUN="0", PIP_NO_DEPS="0")
 
