@@ -21,7 +21,8 @@ WHERE = "import os, sys; print(sys.prefix, os.getenv('MARK'))"
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch) -> Path:
-    """A shell set up for another Jupyter and with a start-up file."""
+    """A shell set up for another Jupyter, by the variable and in the user's home, and with a
+    start-up file."""
     home = tmp_path / "foreign"
     spec = home / "jupyter" / "kernels" / "python3"
     spec.mkdir(parents=True)
@@ -32,19 +33,23 @@ def foreign(tmp_path, monkeypatch) -> Path:
     )
     (home / "startup.py").write_text("import os; os.environ['MARK'] = 'run'\n", encoding="utf-8")
     monkeypatch.setenv("JUPYTER_PATH", str(home / "jupyter"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(home / "jupyter"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
     monkeypatch.delenv("MARK", raising=False)
     return home
 
 
-def test_another_jupyter_would_supply_the_kernel(foreign):
-    """Control: with nothing done, the name means the other one's."""
-    spec = KernelSpecManager().get_kernel_spec("python3")
-    assert spec.resource_dir == str(foreign / "jupyter" / "kernels" / "python3")
+def test_another_jupyter_would_supply_the_kernel(foreign, monkeypatch):
+    """Control: with nothing done, or the variable alone removed, the name means the other's."""
+    theirs = str(foreign / "jupyter" / "kernels" / "python3")
+    assert KernelSpecManager().get_kernel_spec("python3").resource_dir == theirs
+    monkeypatch.delenv("JUPYTER_PATH")
+    assert KernelSpecManager().get_kernel_spec("python3").resource_dir == theirs
 
 
 def where() -> str:
-    """What ``WHERE`` prints in a kernel that is started as ``tools/notebooks.py`` does it."""
+    """What ``WHERE`` prints in a kernel that is started by the name alone."""
     notebook = new_notebook(cells=[new_code_cell(WHERE)])
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     return next(o.text for o in notebook.cells[0].outputs if o.get("name") == "stdout")
@@ -52,7 +57,7 @@ def where() -> str:
 
 def test_a_start_up_file_would_be_run(foreign, monkeypatch):
     """Control: with the kernel alone put right."""
-    monkeypatch.delenv("JUPYTER_PATH")
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix, "share", "jupyter")))
     assert where() == f"{sys.prefix} run\n"
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.files import read_text
 from course_lib.world.documents import KINDS, MIXES
 
 DOCUMENTS_PER_SHARD = 2000
@@ -136,8 +135,8 @@ def packed_rows(
     The rows do not depend on ``processes``. Memory is constant: a few shards at a time.
     """
     shards, packed = count(), partial(
-        _packed_shard, seed=seed, tokenizer_json=read_text(tokenizer_path), row_length=row_length,
-        mix=mix,
+        _packed_shard, seed=seed, row_length=row_length, mix=mix,
+        tokenizer_json=Path(tokenizer_path).read_text(encoding="utf-8"),
     )  # fmt: skip
     if processes <= 1:
         yield from map(packed, shards)
