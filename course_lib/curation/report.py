@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import multiprocessing
 import platform
 import re
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 from course_lib.curation.duplicates import DuplicateIndex
@@ -19,6 +17,7 @@ from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
 from course_lib.files import read_text, write_json
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
+from course_lib.world.shards import in_order
 
 STORED = Path(__file__).with_name("crawl_200k.json")
 """Written by ``python -m course_lib.curation --pages 200000 --out`` with this file's path."""
@@ -87,15 +86,9 @@ def _front_shard(job: tuple[int, int], leaks: Sequence[str]) -> tuple[list[Docum
 def _front_shards(
     seed: int, shards: int, leaks: list[str], processes: int
 ) -> Iterator[tuple[list[Document], Funnel]]:
-    """All shards in order, a few at a time; the same for any number of processes."""
-    jobs, run = ((seed, shard) for shard in range(shards)), partial(_front_shard, leaks=leaks)
-    if processes <= 1:
-        yield from map(run, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes) as pool:
-        while batch := list(islice(jobs, 8 * processes)):  # bounded look-ahead
-            yield from pool.imap(run, batch)
+    """All shards in order."""
+    jobs = ((seed, shard) for shard in range(shards))
+    return in_order(partial(_front_shard, leaks=leaks), jobs, processes)
 
 
 def run(

@@ -10,7 +10,7 @@ from course_lib.completion import complete, context_size, token_counter
 from course_lib.measuring import Interval, parse_answer, wilson
 from course_lib.prompting.answers import (
     Result,
-    Seeds,
+    SeedResults,
     Vote,
     evaluate,
     evaluate_seeds,
@@ -30,7 +30,7 @@ from course_lib.prompting.templates import PARTS, Example, FewShot, Input, Promp
 
 __all__ = [
     "CONTENT_FREE", "PARTS", "Example", "FewShot", "Input", "Interval", "Prompt", "Result",
-    "Scores", "Seeds", "Vote", "attention_weights", "calibrate", "choose", "complete",
+    "Scores", "SeedResults", "Vote", "attention_weights", "calibrate", "choose", "complete",
     "context_size", "evaluate", "evaluate_seeds", "few_shot", "grade", "induction_scores",
     "majority", "parse_answer", "score_candidates", "self_consistency", "token_counter", "wilson",
     "without_heads",

@@ -6,18 +6,18 @@ gives the same rows in the same order. Documents are packed whole (best-fit pack
 """
 
 import bisect
-import multiprocessing
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
-from course_lib.files import replacing
+from course_lib.files import read_text, replacing
 from course_lib.world.documents import KINDS, MIXES
+from course_lib.world.shards import in_order
 
 DOCUMENTS_PER_SHARD = 2000
 
@@ -135,17 +135,11 @@ def packed_rows(
 
     The rows do not depend on ``processes``. Memory is constant: a few shards at a time.
     """
-    shards, packed = count(), partial(
+    packed = partial(
         _packed_shard, seed=seed, row_length=row_length, mix=mix,
-        tokenizer_json=Path(tokenizer_path).read_text(encoding="utf-8"),
+        tokenizer_json=read_text(tokenizer_path),
     )  # fmt: skip
-    if processes <= 1:
-        yield from map(packed, shards)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes) as pool:
-        while True:  # bounded look-ahead: imap alone would run through all shards
-            yield from pool.imap(packed, islice(shards, 8 * processes))
+    yield from in_order(packed, count(), processes)
 
 
 def write_rows(

@@ -205,7 +205,7 @@ FIGURES: dict[str, Callable[[random.Random], Item]] = {
 """Name of a figure -> how to draw one of its items."""
 
 
-# --- scoring ------------------------------------------------------------------------------------
+# --- grading ------------------------------------------------------------------------------------
 
 
 def assemble(item: Item, tokenizer, block_size: float) -> str:
