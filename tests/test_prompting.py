@@ -21,7 +21,7 @@ from course_lib.prompting import (
     PARTS,
     Prompt,
     Result,
-    Seeds,
+    SeedResults,
     attention_weights,
     calibrate,
     candidate_logps,
@@ -294,7 +294,7 @@ def test_answers_must_match_in_number():
 
 def test_seeds_are_pooled():
     """Two of two and one of two right: 3 of 4, the interval of four items and not of two."""
-    seeds = Seeds((grade(["a", "b"], ["a", "b"]), grade(["a", "b"], ["a", "c"])))
+    seeds = SeedResults((grade(["a", "b"], ["a", "b"]), grade(["a", "b"], ["a", "c"])))
     assert (seeds.least, seeds.accuracy, seeds.most) == (0.5, 0.75, 1.0)
     assert seeds.pooled == Result(("a", "b", "a", "b"), (True, True, True, False))
     assert str(seeds) == "0.750 (95 %: 0.301 to 0.954, n = 4; seeds 0.500 to 1.000)"

@@ -9,7 +9,7 @@ better prompts.
 from course_lib.completion import complete, context_size, token_counter
 from course_lib.measuring import Interval, Result, grade, parse_answer, wilson
 from course_lib.prompting.answers import (
-    Seeds,
+    SeedResults,
     Vote,
     evaluate,
     evaluate_seeds,
@@ -28,8 +28,8 @@ from course_lib.prompting.templates import PARTS, Example, FewShot, Input, Promp
 
 __all__ = [
     "CONTENT_FREE", "PARTS", "CandidateLogps", "Example", "FewShot", "Input", "Interval", "Prompt",
-    "Result", "Seeds", "Vote", "attention_weights", "calibrate", "candidate_logps", "choose",
-    "complete", "context_size", "evaluate", "evaluate_seeds", "few_shot", "grade",
+    "Result", "SeedResults", "Vote", "attention_weights", "calibrate", "candidate_logps",
+    "choose", "complete", "context_size", "evaluate", "evaluate_seeds", "few_shot", "grade",
     "induction_attention", "majority", "parse_answer", "self_consistency", "token_counter",
     "wilson", "without_heads",
 ]  # fmt: skip

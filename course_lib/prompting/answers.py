@@ -101,7 +101,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedResults:
     """One result a seed, all of the same number of items."""
 
     results: tuple[Result, ...]
@@ -144,7 +144,7 @@ def evaluate_seeds(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     **settings,
-) -> Seeds:
+) -> SeedResults:
     """``evaluate`` on items drawn anew for each seed, completed together.
 
     Args:
@@ -162,7 +162,7 @@ def evaluate_seeds(
     rngs = [random.Random(seed) for seed in seeds]
     prompts, answers = zip(*(draw(rng) for rng in rngs for _ in range(items)))
     whole = evaluate(model, tokenizer, prompts, answers, max_new_tokens, **settings)
-    return Seeds(tuple(
+    return SeedResults(tuple(
         Result(whole.predictions[i : i + items], whole.hits[i : i + items])
         for i in range(0, len(prompts), items)
     ))  # fmt: skip
