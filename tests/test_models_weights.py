@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import batches, llama, llamas
+from random_models import batches, llama, llamas, positions
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -67,7 +67,9 @@ def test_from_transformers_gives_the_same_logits(data):
     model = from_transformers(hf_model)
     with torch.no_grad():
         ours = model(input_ids, attention_mask=mask).logits
-        theirs = hf_model(input_ids, attention_mask=mask).logits
+        theirs = hf_model(
+            input_ids, attention_mask=mask, position_ids=positions(mask)
+        ).logits
     assert (ours - theirs).abs()[mask.bool()].max() <= 1e-5
 
 
@@ -90,7 +92,9 @@ def test_saved_weights_open_in_both_libraries(tmp_path_factory, data):
     assert type(hf_model) is LlamaForCausalLM
     with torch.no_grad():
         ours = model(input_ids, attention_mask=mask).logits
-        theirs = hf_model(input_ids, attention_mask=mask).logits
+        theirs = hf_model(
+            input_ids, attention_mask=mask, position_ids=positions(mask)
+        ).logits
     assert (ours - theirs).abs()[mask.bool()].max() <= 1e-5
 
 
