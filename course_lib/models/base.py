@@ -1,5 +1,6 @@
 """What every family shares: the start of its config, its blocks, output matrix, checks."""
 
+import inspect
 import math
 from dataclasses import dataclass, fields
 from functools import partial
@@ -68,6 +69,31 @@ def positions_from_mask(attention_mask: Tensor) -> Tensor:
         [[0, 0, 0, 1], [0, 1, 2, 2]]
     """
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def mask_inputs(
+    model: nn.Module, attention_mask: Tensor | None, position_ids: Tensor | None = None
+) -> dict[str, Tensor | None]:
+    """What a decoder-only model of any library is told, so that padding changes nothing.
+
+    Ours count positions in the mask by themselves; most of transformers' count columns unless they
+    are told, so that learnt positions move with padding on the left.
+
+    Args:
+        attention_mask: (B, T), 1 = keep; None = no padding.
+        position_ids: (B, T); ``positions_from_mask`` when None.
+
+    Returns:
+        ``attention_mask``, and ``position_ids`` where the model takes them and there are any.
+    """
+    if position_ids is None and attention_mask is not None:
+        position_ids = positions_from_mask(attention_mask)
+    taken = inspect.signature(model.forward).parameters.values()
+    if position_ids is None or not any(
+        p.name == "position_ids" or p.kind is p.VAR_KEYWORD for p in taken
+    ):
+        return {"attention_mask": attention_mask}
+    return {"attention_mask": attention_mask, "position_ids": position_ids}
 
 
 class Model(nn.Module):
