@@ -11,8 +11,8 @@ from random_models import batches, chunks, compact
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from course_lib.generation import generate_seq2seq
-from course_lib.models import BART, T5, BARTConfig, T5Config
-from course_lib.models.layers import RelativePositions
+from course_lib.models import BART, T5, BARTConfig, T5Config, from_transformers
+from course_lib.models.layers import RelativePositions, clamp_half
 
 CLASSES = {"T5": "T5ForConditionalGeneration", "BART": "BartForConditionalGeneration"}
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "length": 16,
@@ -167,6 +167,47 @@ def test_the_source_is_read_once(cls):
         whole = model(SOURCE, decoder_input_ids=TARGET)
     assert (cache.length, cache.source.length) == (5, 4)
     torch.testing.assert_close(second.logits, whole.logits[:, 3:], atol=1e-5, rtol=0)
+
+
+# --- fp16 ---------------------------------------------------------------------------------------
+
+
+def test_clamping_by_hand():
+    """fp16 ends at 65,504. Where there is an infinity all stays 1,000 below, which is rounded to
+    64,512, else nothing changes; float32 and bfloat16 reach farther and are left alone."""
+    inf = float("inf")
+    x = torch.tensor([inf, -inf, 65504.0, 3.0], dtype=torch.float16)
+    assert clamp_half(x).tolist() == [64512.0, -64512.0, 64512.0, 3.0]
+    assert clamp_half(x[2:]).tolist() == [65504.0, 3.0]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert clamp_half(x.to(dtype)).equal(x.to(dtype))
+
+
+@pytest.mark.parametrize("inner", [9, 10])  # plain and gated
+def test_t5_in_fp16_stays_finite_where_sums_overflow(inner):
+    """Feed-forwards of large weights: the sums pass 65,504 in encoder and decoder. Without the
+    clamp the next norm divides inf by inf, for each of six seeds. Transformers clamps, and its
+    logits, of size 0.5, are ours up to fp16's rounding (0.012 here at most)."""
+    sizes = {**SMALL, "inner": inner, "heads": 2}
+    for seed in range(6):
+        hf_model = build(transformers.T5ForConditionalGeneration, sizes, seed)
+        with torch.no_grad():
+            for name, p in hf_model.named_parameters():
+                if ".wi" in name:
+                    p.mul_(40)
+                if ".wo." in name:
+                    p.mul_(1000 if inner == 9 else 40)
+        half = hf_model.half()
+        ours = from_transformers(half)
+        inputs = {"input_ids": SOURCE, "decoder_input_ids": TARGET}
+        with torch.no_grad():
+            a, b = ours(**inputs).logits, half(**inputs, use_cache=False).logits
+            for block in (b for s in (ours.encoder, ours.decoder) for b in s.blocks):
+                block.clamp = False
+            unclamped = ours(**inputs).logits
+        assert a.dtype == torch.float16 and a.isfinite().all() and b.isfinite().all()
+        torch.testing.assert_close(a, b, atol=0.03, rtol=0)
+        assert unclamped.isnan().any()
 
 
 @pytest.mark.parametrize(
