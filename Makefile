@@ -8,13 +8,18 @@ export MPLCONFIGDIR := $(CURDIR)/build/matplotlib
 export HF_HOME := $(CURDIR)/build/huggingface
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# A thread that waits spends no processor time: two processes on two cores do not slow each other.
+export OMP_WAIT_POLICY ?= passive
+# Another Jupyter's kernels, if the user has one.
+unexport JUPYTER_PATH
 
-.PHONY: help venv book test notebooks lint bench model clean
+.PHONY: help venv book test parity notebooks studies lint bench model clean
 
 help:
 	@echo "make book       build the book and say where to open it"
 	@echo "make test       run every test and every notebook"
 	@echo "make notebooks  execute the notebooks whose text changed (ALL=1: all of them)"
+	@echo "make studies    run the studies behind the figures whose rows are missing or stale"
 	@echo "make lint       check the style of the code"
 	@echo "make bench      time our code beside the libraries'"
 	@echo "make model      make the shipped models from their recipes (somewhat over an hour on two cores)"
@@ -29,11 +34,18 @@ book: venv
 
 test: venv
 	$(PY) -m ruff check .
-	$(PY) -m pytest
+	rm -rf build/parity
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(PY) tools/parity.py
+
+parity: test
+	$(PY) tools/parity.py --write
 
 notebooks: venv
 	$(PY) tools/notebooks.py $(if $(ALL),--all)
+
+studies: venv
+	$(PY) -m course_lib.studies
 
 lint: venv
 	$(PY) -m ruff check .
