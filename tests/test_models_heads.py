@@ -125,13 +125,15 @@ def test_a_wrapped_trunk_is_still_known_as_ours():
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_values_keep_their_precision_on_a_trunk_of_bfloat16(autocast):
-    """bfloat16 tells 256 from 257, but not from 256.5: a bias of 256.5 would come out as 256."""
-    model = llama() if autocast else llama().bfloat16()
+    """w · x of ones and weights that add up to 256.5: bfloat16 tells 256 from 258, nothing between.
+    """
+    model, x = (llama() if autocast else llama().bfloat16()), torch.ones(1, 1, 24)
     critic = WithScalarHead(model)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        critic.head.bias.fill_(256.5)
-        values = critic(IDS)
-    assert values.dtype == torch.float32 and (values == 256.5).all()
+        critic.head.weight.fill_(256.5 / 24)
+        value, values = critic.head(x.bfloat16()), critic(IDS)
+    assert value.item() == pytest.approx(256.5, abs=1e-3)
+    assert values.dtype == torch.float32 and values.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["Llama", "GPT2LMHeadModel"])
