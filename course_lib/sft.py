@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from course_lib.models import mask_inputs
 from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.training import counted
 
 
 def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,7 +29,8 @@ def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
 def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean of ``response_nll`` over all response tokens of the batch.
 
-    Long responses therefore weigh more than short ones, as in trl and transformers.
+    Long responses therefore weigh more than short ones, as in trl and transformers; ``train``
+    averages over all response tokens of a step, see ``training.counted``.
 
     Args:
         batch: what ``rows.collate`` gives.
@@ -37,6 +40,7 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # Packed rows are told by their positions, as transformers does it, and only without a cache.
+    inputs |= mask_inputs(model, batch.get("attention_mask"), batch.get("position_ids"))
     logits = model(**inputs, use_cache=False).logits  # (B, T, V)
     kept = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    return response_nll(logits, batch["labels"]).sum() / kept.clamp(min=1)
+    return counted(response_nll(logits, batch["labels"]).sum(), kept)

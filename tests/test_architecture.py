@@ -12,7 +12,8 @@ TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "inspect", "math",
             "typing"}  # fmt: skip
 INFRASTRUCTURE = {"ops", "models", "generation", "completion", "measuring", "rows",
-                  "chat", "training", "optim", "runtime", "files"}  # fmt: skip
+                  "chat", "training", "checkpoints", "processes", "optim", "runtime",
+                  "files"}  # fmt: skip
 ALGORITHMS = {"sft"}
 BORDER = {"models/configs.py", "models/weights.py", "shipped/__init__.py", "world/tokenizer.py",
           "recipes/base.py"}  # fmt: skip
@@ -22,7 +23,7 @@ BORDER = {"models/configs.py", "models/weights.py", "shipped/__init__.py", "worl
 def imports(path: Path) -> set[str]:
     """Full names of all modules that a file imports, inside functions too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

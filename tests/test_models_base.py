@@ -22,6 +22,7 @@ from course_lib.models import (
 )
 from course_lib.ops import IGNORE_INDEX
 from course_lib.pretraining import causal_lm_loss, masked_lm_loss, seq2seq_loss
+from course_lib.sft import sft_loss
 
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "length": 16,
          "tied": True}  # fmt: skip
@@ -85,6 +86,18 @@ def test_both_sides_of_padding_give_one_loss(name):
     GPT-2's losses were 2.83 and 2.72. The padding's ids are 0, which is no padding token."""
     for seed in range(5):
         right, left = losses_of(from_transformers(small(name, seed)))
+        assert left == pytest.approx(right, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [causal_lm_loss, sft_loss])
+@pytest.mark.parametrize("name", DECODERS)
+def test_both_sides_of_padding_give_one_loss_to_transformers_models_too(name, loss):
+    """The first token of each row is its prompt, so it has no label."""
+    labels = IDS.masked_fill(RIGHT == 0, IGNORE_INDEX)
+    labels[:, 0] = IGNORE_INDEX
+    for seed in range(5):
+        batch = {"input_ids": IDS, "attention_mask": RIGHT}
+        right, left = losses(small(name, seed), loss, labels, **batch)
         assert left == pytest.approx(right, abs=1e-5)
 
 

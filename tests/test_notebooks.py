@@ -17,7 +17,6 @@ from notebooks import (
     claims_page,
     entries_of,
     in_sync,
-    install_address,
     notebook_texts,
 )
 
@@ -32,7 +31,7 @@ def pair_of(text):
 
 
 def test_there_are_notebooks_and_each_is_in_the_table_of_contents():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = {c["file"] for part in toc["parts"] for c in part["chapters"]}
     assert TEXTS and {f"book/{t.stem}" for t in TEXTS} <= files
 
@@ -47,9 +46,10 @@ def test_a_changed_text_is_noticed(tmp_path):
     text = TEXTS[0]
     for old, new in (("\n```{code-cell}", "\nAnother sentence.\n\n```{code-cell}"), ("# ", "## ")):
         copy = tmp_path / text.name
-        copy.write_text(text.read_text().replace(old, new, 1))
+        copy.write_text(text.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
         assert not in_sync(copy)
-        copy.with_suffix(".ipynb").write_text(text.with_suffix(".ipynb").read_text())
+        pair = text.with_suffix(".ipynb").read_bytes()
+        copy.with_suffix(".ipynb").write_bytes(pair)
         assert not in_sync(copy)
         copy.with_suffix(".ipynb").unlink()
 
@@ -73,16 +73,6 @@ def test_few_outputs_are_ignored(text):
 
 
 @by_name
-def test_the_first_code_cell_installs_the_package_from_the_one_address(text):
-    first = next(c for c in pair_of(text).cells if c.cell_type == "code")
-    assert "import course_lib" in first.source and "%pip install" in first.source
-    assert install_address() in first.source
-    assert re.findall(r"git\+https\S+", text.read_text()) == [f'"{install_address()}"'] or (
-        text.read_text().count("git+https") == 1
-    )
-
-
-@by_name
 def test_the_budget_card_is_filled_and_below_the_ceiling(text):
     """As it was measured when the pair was made; ``conftest.py`` measures the work again."""
     budget = pair_of(text).metadata["budget"]
@@ -102,19 +92,9 @@ def test_glued_numbers_exist(text):
         for c in notebook.cells if c.cell_type == "code"
         for o in c.outputs if o.get("metadata", {}).get("scrapbook")
     }  # fmt: skip
-    used = set(re.findall(r"\{glue:text\}`([^`:]+)", text.read_text()))
+    used = set(re.findall(r"\{glue:text\}`([^`:]+)", text.read_text(encoding="utf-8")))
     assert used and used <= glued, used - glued
     assert glued <= used, f"glued and never used: {sorted(glued - used)}"
-
-
-@by_name
-def test_every_picture_has_alternative_text(text):
-    for cell in pair_of(text).cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            assert "image/png" not in data, "show figures with course_lib.plotting.show"
-            assert all(alt.strip() for alt in re.findall(r'<img alt="([^"]*)"',
-                                                         data.get("text/html", "")))  # fmt: skip
 
 
 @by_name

@@ -88,7 +88,7 @@ def mask_inputs(
     """
     if position_ids is None and attention_mask is not None:
         position_ids = positions_from_mask(attention_mask)
-    taken = inspect.signature(model.forward).parameters.values()
+    taken = inspect.signature(getattr(model, "forward", model)).parameters.values()
     if position_ids is None or not any(
         p.name == "position_ids" or p.kind is p.VAR_KEYWORD for p in taken
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from course_lib.files import read_text, write_text
+from course_lib.files import read_text, write_json
 
 HERE = Path(__file__).parent
 STAGES = ("base", "instruct", "preference", "reasoning")
@@ -103,4 +103,4 @@ def write_checksums() -> None:
         for stage in STAGES
         if (HERE / stage / "model.safetensors").exists()
     }
-    write_text(CHECKSUMS, json.dumps(sums, indent=1) + "\n")
+    write_json(CHECKSUMS, sums)
