@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from course_lib.denoising import corrupt_spans, denoise, infill_text, permute_sentences
+from course_lib.models import mask_inputs
 from course_lib.ops import IGNORE_INDEX, long_ids, shift_labels
 from course_lib.rows import pad_rows
 from course_lib.training import counted
@@ -67,7 +68,7 @@ def causal_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch["labels"] if "labels" in batch else causal_labels(input_ids, mask)
-    logits = model(input_ids, attention_mask=mask).logits  # (B, T, V)
+    logits = model(input_ids, **mask_inputs(model, mask)).logits  # (B, T, V)
     targets = shift_labels(labels)  # (B, T)
     if mask is not None:
         targets = targets.masked_fill(~mask.bool(), IGNORE_INDEX)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from course_lib.models import mask_inputs
 from course_lib.ops import IGNORE_INDEX, shift_labels, token_logprobs
 from course_lib.training import counted
 
@@ -39,6 +40,7 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # Packed rows are told by their positions, as transformers does it, and only without a cache.
+    inputs |= mask_inputs(model, batch.get("attention_mask"), batch.get("position_ids"))
     logits = model(**inputs, use_cache=False).logits  # (B, T, V)
     kept = (shift_labels(batch["labels"]) != IGNORE_INDEX).sum()
     return counted(response_nll(logits, batch["labels"]).sum(), kept)

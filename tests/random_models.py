@@ -78,6 +78,15 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
+def compact(attention_mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The mask and other (B, T) tensors with each row's kept tokens at its start, in their order.
+
+    Where positions follow the mask, ``logits[mask.bool()]`` of both batches are the same.
+    """
+    order = (~attention_mask.bool()).int().argsort(dim=1, stable=True)
+    return tuple(x.gather(1, order) for x in (attention_mask, *tensors))
+
+
 def chunks(length: int, cuts: set[int]) -> list[tuple[int, int]]:
     """Starts and ends of the pieces: chunks(5, {2}) is [(0, 2), (2, 5)]."""
     bounds = [0, *sorted(c for c in cuts if 0 < c < length), length]

@@ -13,7 +13,7 @@ from random_models import llama, row_lists
 from torch.testing import assert_close
 
 from course_lib.models import from_transformers, to_transformers
-from course_lib.models.layers import document_bias
+from course_lib.models.layers import additive_document_mask
 from course_lib.ops import IGNORE_INDEX
 from course_lib.rows import batches, collate, endless, pack
 from course_lib.sft import response_nll, sft_loss
@@ -157,13 +157,13 @@ def test_what_hides_the_documents():
     """Positions 0 1 0 1 2: the third query sees itself alone, the last the three of its document.
     The second row is one document. With a mask or a cache, positions mean nothing of the kind."""
     positions = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
-    seen = document_bias(positions, None, torch.zeros(1)) == 0
+    seen = additive_document_mask(positions, None, torch.zeros(1)) == 0
     assert seen.shape == (2, 1, 5, 5)
     assert seen[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]
     ]  # fmt: skip
     assert torch.equal(seen[1, 0], torch.ones(5, 5).tril().bool())
-    assert document_bias(positions[1:], None, torch.zeros(1)) is None
+    assert additive_document_mask(positions[1:], None, torch.zeros(1)) is None
     model, ids = llama(), torch.arange(5)[None]
     with torch.no_grad():
         plain = model(ids).logits[:, 2]
