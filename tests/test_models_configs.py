@@ -25,8 +25,8 @@ def test_new_fields_with_their_defaults_are_read(monkeypatch, tmp_path):
     """A field that older files lack means, by default, the computation that there was before it."""
     newer(monkeypatch, "llama", **NEW)
     save_pretrained(llama(), tmp_path)
-    fields = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**fields, **NEW}))
+    fields = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**fields, **NEW}), encoding="utf-8")
     assert from_pretrained(tmp_path).config == llama().config
 
 

@@ -371,7 +371,7 @@ def test_a_single_file_beside_an_index_is_the_model(shards):
 
 def index_of(folder):
     path = folder / "model.safetensors.index.json"
-    return path, json.loads(path.read_text())
+    return path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_a_missing_or_cut_shard_is_named(shards):
@@ -390,16 +390,16 @@ def test_an_index_that_does_not_fit_its_files_is_refused(shards):
     places = index["weight_map"]
     first, last = min(places.values()), max(places.values())
     moved = next(name for name, file in places.items() if file == first)
-    path.write_text(json.dumps({"weight_map": {**places, moved: last}}))
+    path.write_text(json.dumps({"weight_map": {**places, moved: last}}), encoding="utf-8")
     with pytest.raises(ValueError, match=f"{first} does not hold .*missing .*extra .*{moved}"):
         from_pretrained(shards)
     (shards.parent / "secret.safetensors").write_bytes((shards / first).read_bytes())
     for bad in ({}, {"weight_map": {}}, {"weight_map": [1]}, {"weight_map": {"x": 1}},
                 {"weight_map": {"x": "../secret.safetensors"}}):  # fmt: skip
-        path.write_text(json.dumps(bad))
+        path.write_text(json.dumps(bad), encoding="utf-8")
         with pytest.raises(ValueError, match="names no files of its folder"):
             from_pretrained(shards)
-    path.write_text("{")
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="index.json holds no fields"):
         from_pretrained(shards)
 
