@@ -175,9 +175,14 @@ def claims_page() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("name", nargs="*", help="chapters to execute, e.g. 03_decoder_only")
     parser.add_argument("--all", action="store_true", help="execute every notebook")
     args = parser.parse_args()
-    changed = [t for t in notebook_texts() if args.all or not in_sync(t)]
+    texts = {text.stem: text for text in notebook_texts()}
+    if unknown := set(args.name) - set(texts):
+        parser.error(f"no chapter {', '.join(sorted(unknown))}; there are {', '.join(texts)}")
+    named = [texts[name] for name in args.name]
+    changed = named or [t for t in texts.values() if args.all or not in_sync(t)]
     for text in changed:
         execute(text)
     write_text(BOOK / "claims.md", claims_page())
