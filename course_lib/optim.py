@@ -14,6 +14,9 @@ from torch.optim import AdamW, Optimizer
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a·x + b·x³ + c·x⁵ that drives singular values towards 1 (Jordan et al., 2024)."""
 
+HEADS = ("head", "lm_head", "classifier", "score", "qa_outputs", "value_head")
+"""Names of what turns hidden states into outputs: ours, and those of transformers and trl."""
+
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices, roughly: U Vᵀ of each U S Vᵀ.
@@ -123,22 +126,27 @@ class CombinedOptimizer:
 def muon_adamw(
     model: nn.Module, muon_lr: float = 0.02, adamw_lr: float = 3e-3, weight_decay: float = 0.0
 ) -> CombinedOptimizer:
-    """Muon for the hidden matrices; AdamW for embeddings, output matrix, norms and biases.
+    """Muon for the hidden matrices; AdamW for embeddings, heads, norms, biases and soft prompts.
 
-    The output matrix is the module named ``head`` (ours) or ``lm_head`` (transformers').
+    A hidden matrix is the ``weight`` of a module, with at least two rows and two columns, that is
+    neither an embedding nor in a head: a module named in ``HEADS``, wherever it stands in the
+    model. So what gives one scalar a token, and matrices that are no layer's weight (the vectors
+    of a soft prompt, positions), go to AdamW.
 
     Raises:
         ValueError: a model none of whose parameters is trainable.
     """
-    outer = {
-        id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
+    outer: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or name.rpartition(".")[2] in HEADS:
+            outer |= {id(p) for p in module.parameters()}
+    weights = {
+        id(m.weight) for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)
     }
-    for name in ("head", "lm_head"):
-        if (head := getattr(model, name, None)) is not None:
-            outer |= {id(p) for p in head.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    hidden = [p for p in trainable if p.ndim == 2 and id(p) not in outer]
-    rest = [p for p in trainable if p.ndim != 2 or id(p) in outer]
+    matrices = {id(p) for p in trainable if p.ndim == 2 and min(p.shape) > 1} & weights - outer
+    hidden = [p for p in trainable if id(p) in matrices]
+    rest = [p for p in trainable if id(p) not in matrices]
     if not trainable:
         raise ValueError("The model has no trainable parameter: set requires_grad on some.")
     optimizers: list[Optimizer] = []

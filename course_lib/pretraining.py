@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from course_lib.denoising import corrupt_spans, denoise, infill_text, permute_sentences
 from course_lib.ops import IGNORE_INDEX
+from course_lib.training import counted
 
 __all__ = [
     "causal_labels", "causal_lm_loss", "collate_pairs", "corrupt_spans", "denoise", "infill_text",
@@ -60,7 +61,7 @@ def causal_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         batch: ``input_ids`` (B, T); optionally ``attention_mask`` and ``labels``, both (B, T).
 
     Returns:
-        A scalar, the mean over every kept position whose next token is not ignored (nan when there
+        A scalar, the mean over every kept position whose next token is not ignored (0 when there
         is none). Padding on the left predicts nothing, so both sides of padding give one loss.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
@@ -70,9 +71,7 @@ def causal_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T)
     if mask is not None:
         targets = targets.masked_fill(~mask.bool(), IGNORE_INDEX)
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX
-    )
+    return _mean_nll(logits, targets)
 
 
 # --- masked: encoders ---------------------------------------------------------------------------
@@ -190,7 +189,7 @@ def _mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
     total = F.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return counted(total, (labels != IGNORE_INDEX).sum())
 
 
 def masked_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

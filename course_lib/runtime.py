@@ -1,6 +1,8 @@
-"""Where tensors live."""
+"""Where tensors live, and in which precision models compute."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -31,3 +33,42 @@ def device(name: str | None = None) -> torch.device:
             "Use 'cpu', or unset COURSE_DEVICE."
         )
     return chosen
+
+
+def precision_for(device: torch.device) -> str:
+    """``"bf16"`` where the hardware computes it natively, else ``"no"``."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    native = any(
+        getattr(torch.cpu, name, lambda: False)()
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return "bf16" if device.type == "cpu" and native else "no"
+
+
+def precision(device: torch.device, mixed_precision: str) -> str:
+    """``"no"`` or ``"bf16"``; ``"auto"`` is ``precision_for`` the device.
+
+    Raises:
+        ValueError: another word.
+    """
+    chosen = precision_for(device) if mixed_precision == "auto" else mixed_precision
+    if chosen not in ("no", "bf16"):
+        raise ValueError(f'mixed_precision must be "auto", "no" or "bf16", got {chosen!r}.')
+    return chosen
+
+
+@contextmanager
+def autocast(device: torch.device, mixed_precision: str) -> Iterator[None]:
+    """The precision in which ``training.train`` computes, for what is computed outside of it.
+
+    The loop puts it around the loss and around each batch that it draws: there a reference model
+    gives the numbers of a policy of the same weights without more ado. What is computed before
+    (log-probabilities of a data set) or in ``evaluate`` needs it by name.
+
+    Args:
+        mixed_precision: see ``precision``.
+    """
+    bf16 = precision(device, mixed_precision) == "bf16"
+    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+        yield

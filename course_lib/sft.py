@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.training import counted
 
 
 def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,7 +28,8 @@ def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
 def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean of ``response_nll`` over all response tokens of the batch.
 
-    Long responses therefore weigh more than short ones, as in trl and transformers.
+    Long responses therefore weigh more than short ones, as in trl and transformers; ``train``
+    averages over all response tokens of a step, see ``training.counted``.
 
     Args:
         logits: (B, T, V).
@@ -41,7 +43,7 @@ def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
         tensor(1.3863)
     """
     kept = (labels[:, 1:] != IGNORE_INDEX).sum()
-    return response_nll(logits, labels).sum() / kept.clamp(min=1)
+    return counted(response_nll(logits, labels).sum(), kept)
 
 
 def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

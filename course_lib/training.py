@@ -2,27 +2,31 @@
 
 It clips gradients, schedules the learning rate, logs to a CSV, and writes checkpoints from which a
 killed run goes on bit for bit. It runs on ``accelerate``: under ``accelerate launch`` each process
-takes its share of every batch, and the loss is that of a single process (where the rows of a batch
-count alike: the shares' losses are averaged, whatever number of tokens stands behind each).
+takes its share of every batch, and loss and gradient are those of a single process.
 Simplified away: sharded models and optimizers, fp16 loss scaling.
 """
 
-import csv
 import math
-import os
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-Batch = dict[str, Tensor]
+from course_lib.checkpoints import (
+    MetricsFile,
+    check_readable,
+    load_checkpoint,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from course_lib.processes import Batch, Workers
+
 SCHEDULES = ("constant", "linear", "cosine", "trapezoid")
 
 
@@ -45,137 +49,34 @@ def lr_factor(
         "trapezoid": left / (max_steps * decay_fraction),
     }[schedule]  # fmt: skip
     warmup = (step + 1) / warmup_steps if warmup_steps else 1.0
-    return min(1.0, warmup, factor)
+    return float(min(1.0, warmup, factor))
 
 
-def precision_for(device: torch.device) -> str:
-    """``"bf16"`` where the hardware computes it natively, else ``"no"``."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    native = any(
-        getattr(torch.cpu, name, lambda: False)()
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    return "bf16" if device.type == "cpu" and native else "no"
+def counted(total: Tensor, count: Tensor | float) -> Tensor:
+    """The mean total / count, as a loss that tells ``train`` what it counts.
 
+    A step may consist of several batches, on several processes. Its loss is Σ total / Σ count over
+    all of them, as if they were one (transformers' ``num_items_in_batch``), and not the mean of
+    their means.
 
-class MetricsFile:
-    """A CSV that always equals the rows it was given; a new column rewrites it."""
+    Args:
+        total: a scalar, e.g. the sum over all response tokens.
+        count: of what was summed: tokens, sequences, or the sum of their weights.
 
-    def __init__(self, path: Path | None, rows: list[dict]):
-        self.path, self.rows = path, rows
-        self.columns: list[str] = []
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._rewrite()
+    Returns:
+        A scalar, 0 where the count is 0. The count is its attribute ``count``; arithmetic loses
+        it, so do that before.
 
-    def _rewrite(self) -> None:
-        for row in self.rows:
-            self.columns += [name for name in row if name not in self.columns]
-        part = self.path.with_suffix(".part")
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(part, self.path)
-
-    def append(self, row: dict) -> None:
-        self.rows.append(row)
-        if self.path is None:
-            return
-        if not set(row) <= set(self.columns):
-            self._rewrite()
-            return
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-
-
-# --- checkpoints --------------------------------------------------------------------------------
-
-
-def save_checkpoint(folder: Path, state: dict) -> None:
-    """Write ``checkpoint.pt`` so that at every moment a whole one exists.
-
-    The new file is written and synced under another name, the old one becomes
-    ``checkpoint.previous.pt``, and then the new one takes its place.
-
-    Raises:
-        OSError: e.g. a full disk; the old checkpoint is untouched.
+    Example: 12 tokens of 1 nat in one batch, a token of 14 in the other: 26 / 13 = 2, where the
+    mean of the means would be (1 + 14) / 2 = 7.5.
+        >>> loss = counted(torch.tensor(12.0), 12)
+        >>> loss, loss.count
+        (tensor(1.), tensor(12))
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    part, current = folder / "checkpoint.part", folder / "checkpoint.pt"
-    try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            f"The checkpoint could not be written to {folder} ({error}). The one before is still "
-            "there: make room and start again, training goes on from it."
-        ) from error
-    if current.exists():
-        os.replace(current, folder / "checkpoint.previous.pt")
-    os.replace(part, current)
-
-
-def load_checkpoint(folder: Path) -> dict | None:
-    """The newest readable checkpoint of the folder, or None when there is none.
-
-    Raises:
-        ValueError: there are checkpoints, and none can be read.
-    """
-    paths = [folder / "checkpoint.pt", folder / "checkpoint.previous.pt"]
-    errors = []
-    for path in (p for p in paths if p.exists()):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            errors.append(f"{path.name}: {error}")
-            warnings.warn(f"{path} cannot be read; trying the one before.", stacklevel=2)
-    if errors:
-        raise ValueError(
-            f"No checkpoint of {folder} can be read ({'; '.join(errors)}). Remove the folder to "
-            "start from the beginning."
-        )
-    return None
-
-
-def _rng_state() -> dict:
-    version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(), "python": [version, list(internal), gauss],
-        "numpy": [name, keys.tolist(), *rest],
-    }  # fmt: skip
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_rng_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "numpy" in state:  # not in the first version's checkpoints
-        np.random.set_state(tuple(state["numpy"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def _restore(state: dict, model: nn.Module, optimizer, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Put everything back and return the stream at the batch where it stood."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if hasattr(batches, "load_state_dict"):
-        batches.load_state_dict(state["batches"])
-        stream = iter(batches)
-    else:
-        stream = iter(batches)
-        next(islice(stream, state["consumed"], state["consumed"]), None)
-    _set_rng_state(state["rng"])
-    return stream
+    count = torch.as_tensor(count, device=total.device).detach()
+    loss = total / count.masked_fill(count == 0, 1)
+    loss.count = count
+    return loss
 
 
 # --- the loop -----------------------------------------------------------------------------------
@@ -206,17 +107,23 @@ def train(
 
     Args:
         model: any module; it is trained on the device it is on.
-        batches: dicts of tensors whose first dimension is the batch. A stream with ``state_dict``
-            and ``load_state_dict`` is resumed by them; any other is read again up to where it was.
-        loss_fn: (model, batch) -> loss, or (loss, {name: number}) to log more.
-        max_steps: optimizer steps; fewer when the batches run out.
+        batches: dicts of tensors whose first dimension is the batch; processes share its rows. A
+            stream with ``state_dict`` and ``load_state_dict`` is resumed by them; any other is read
+            again up to where it was. A stream whose attribute ``live`` is true, as one that rolls
+            out the model in training, is never read again: with checkpoints it needs both methods.
+            Its batches are each process's own and are not shared.
+        loss_fn: (model, batch) -> loss, or (loss, {name: number}) to log more. A loss of
+            ``counted`` is averaged over all it counts in the step, any other over its rows; the
+            numbers are averaged with the same weights.
+        max_steps: optimizer steps; fewer, with a warning, when the batches run out.
         optimizer: has ``step``, ``zero_grad``, ``param_groups`` and a state; AdamW when None.
-        lr: of that AdamW.
+        lr: of that AdamW. A resumed run takes the learning rates of this call, as it does with the
+            schedule; what else the optimizer is set to comes from the checkpoint.
         warmup_steps, schedule, decay_fraction: see ``lr_factor``.
         max_grad_norm: gradients are scaled down to this norm.
-        gradient_accumulation: batches a step; their losses are averaged.
+        gradient_accumulation: batches a step, as if they were one.
         mixed_precision: ``"no"`` (the same course on every machine), ``"bf16"``, or ``"auto"`` for
-            ``precision_for`` the device.
+            ``runtime.precision_for`` the device. Batches are drawn in it too: ``runtime.autocast``.
         metrics_path: a CSV with one row a step: step, loss, lr, grad_norm, seconds, and the rest.
         checkpoint_dir: where checkpoints go; training resumes from the newest one there.
         checkpoint_every: steps between checkpoints; only the last step is saved when None.
@@ -228,8 +135,8 @@ def train(
         One dict a step, those before a resume included.
 
     Raises:
-        ValueError: settings that make no sense, unreadable checkpoints, a batch that the
-            processes cannot share equally.
+        ValueError: settings that make no sense, no batch at all, unreadable checkpoints, a stream
+            that is not the checkpoint's or has no state that a checkpoint can hold.
         FloatingPointError: the loss or its gradient is not finite; the weights are those of the
             step before and the last checkpoint stays.
     """
@@ -244,33 +151,40 @@ def train(
         )
     if not 0 < decay_fraction <= 1:
         raise ValueError(f"decay_fraction must lie in (0, 1], got {decay_fraction}.")
+    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
+    if folder is not None:
+        _check_stream(batches)
     device = next(model.parameters()).device
-    accelerator = _accelerator(device, mixed_precision)
+    workers = Workers(device, mixed_precision, getattr(batches, "live", False))
     optimizer = optimizer or torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad), lr, (0.9, 0.95), weight_decay=0.0
     )
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
     optimizer.zero_grad()  # what an earlier run left behind when it stopped
-    folder = Path(checkpoint_dir) if checkpoint_dir is not None else None
     state = load_checkpoint(folder) if folder is not None else None
-    stream = iter(batches) if state is None else _restore(state, model, optimizer, batches)
-    history = [] if state is None else state["history"]
-    step, consumed = (0, 0) if state is None else (state["step"], state["consumed"])
-    main = accelerator.is_main_process
+    if state is None:
+        history, step, consumed, stream = [], 0, 0, iter(batches)
+    else:
+        history, step, consumed = state["history"], state["step"], state["consumed"]
+        stream = _restore(state, model, optimizer, batches, workers, finished=step >= max_steps)
+    main = workers.accelerator.is_main_process
     metrics = MetricsFile(Path(metrics_path) if metrics_path and main else None, history)
-    wrapped = accelerator.prepare(model)
+    wrapped = workers.accelerator.prepare(model)
     wrapped.train()
     spent = history[-1]["seconds"] if history else 0.0
     started = time.perf_counter() - spent
 
     def save() -> None:
-        if folder is not None and main:
-            batches_state = batches.state_dict() if hasattr(batches, "state_dict") else None
+        if folder is None:
+            return
+        rngs, streams = workers.gather(rng_state()), None
+        if hasattr(batches, "state_dict"):
+            streams = batches.state_dict()
+            streams = workers.gather(streams) if workers.live else streams
+        if main:
             save_checkpoint(folder, {
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                "consumed": consumed, "history": history, "batches": batches_state,
-                "rng": _rng_state(),
+                "consumed": consumed, "history": history, "batches": streams, "rng": rngs,
             })  # fmt: skip
 
     hidden = None if progress is None else not progress  # None: hidden where there is no terminal
@@ -278,21 +192,20 @@ def train(
     try:
         while step < max_steps:
             factor = lr_factor(step, max_steps, warmup_steps, schedule, decay_fraction)
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            micro_batches = list(islice(stream, gradient_accumulation))
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            micro_batches = workers.draw(stream, gradient_accumulation)
             if not micro_batches:
+                _ran_out(step, max_steps)
                 break
+            wrapped.train()  # a live stream may have sampled in evaluation mode
             consumed += len(micro_batches)
-            row = _step(
-                accelerator, wrapped, micro_batches, loss_fn, optimizer, max_grad_norm, step
-            )
+            row = _step(workers, wrapped, micro_batches, loss_fn, optimizer, max_grad_norm, step)
             step += 1
             row = {"step": step, **row, "lr": optimizer.param_groups[0]["lr"]}
             if evaluate and (step == max_steps or (evaluate_every and step % evaluate_every == 0)):
                 figures = evaluate(model, step) or {}
                 row |= {name: float(value) for name, value in figures.items()}
-                wrapped.train()
             metrics.append(row | {"seconds": round(time.perf_counter() - started, 3)})
             bar.update()
             bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
@@ -300,11 +213,22 @@ def train(
                 save()
         if not state or step > state["step"]:
             save()
-        accelerator.wait_for_everyone()  # or another process might look for it too early
+        workers.accelerator.wait_for_everyone()  # or another might look for it too early
     finally:
         bar.close()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         _release(model)
     return history
+
+
+def _ran_out(step: int, max_steps: int) -> None:
+    if step == 0:
+        raise ValueError(
+            "There is no batch, so not a single step can be made: either there are fewer rows than "
+            "a batch takes, or the batches are an iterator that was used up before."
+        )
+    warnings.warn(f"The batches ran out after step {step} of {max_steps}.", stacklevel=3)
 
 
 def _release(model: nn.Module) -> None:
@@ -317,25 +241,43 @@ def _release(model: nn.Module) -> None:
             model.forward = original
 
 
-def _step(accelerator, model, micro_batches, loss_fn, optimizer, max_grad_norm, step) -> dict:
-    """One optimizer step; returns its loss, gradient norm and logged numbers."""
-    rank, world = accelerator.process_index, accelerator.num_processes
-    losses, logged = [], {}
+def _step(workers, model, micro_batches, loss_fn, optimizer, max_grad_norm, step) -> dict:
+    """One optimizer step; returns its loss, gradient norm and logged numbers.
+
+    Gradients are those of Σ count · loss over batches and processes, and are divided by Σ count at
+    the end, for only then is it known. A batch alone has its gradient as it is.
+    """
+    alone = len(micro_batches) == workers.world == 1
+    sums: dict[str, list[float]] = {}  # name -> Σ count · number, Σ count
     for batch in micro_batches:
-        share = {k: _share(v, rank, world).to(accelerator.device) for k, v in batch.items()}
-        with accelerator.autocast():
+        share, rows = workers.share(batch)
+        with workers.autocast():
             result = loss_fn(model, share)
         loss, numbers = result if isinstance(result, tuple) else (result, {})
-        accelerator.backward(loss / len(micro_batches))
-        losses.append(accelerator.reduce(loss.detach(), "mean").item())
-        for name, value in numbers.items():
-            if world > 1:
-                value = torch.as_tensor(value, dtype=torch.float32, device=accelerator.device)
-                value = accelerator.reduce(value.detach(), "mean")
-            logged[name] = logged.get(name, 0.0) + float(value) / len(micro_batches)
-    mean = sum(losses) / len(losses)
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
-    for name, value in (("loss", mean), ("norm of the gradient", norm)):
+        count = float(getattr(loss, "count", rows)) if rows else 0.0
+        (loss if alone else loss * count).backward()
+        for name, value in {**numbers, "loss": loss}.items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            if count:
+                total[0] += count * float(torch.as_tensor(value).detach())
+                total[1] += count
+    counts: dict[str, list[float]] = {}
+    for one in workers.gather(sums):
+        for name, (total, count) in one.items():
+            so_far = counts.setdefault(name, [0.0, 0.0])
+            so_far[0] += total
+            so_far[1] += count
+    means = {name: total / count if count else math.nan for name, (total, count) in counts.items()}
+    counted_in_all = counts["loss"][1]
+    if not counted_in_all:
+        means["loss"] = 0.0
+        warnings.warn("A step counted nothing: every label is ignored.", stacklevel=3)
+    elif not alone:
+        # Over several processes .grad is already their mean.
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        torch._foreach_mul_(grads, workers.world / counted_in_all)
+    norm = float(workers.accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
+    for name, value in (("loss", means["loss"]), ("norm of the gradient", norm)):
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"The {name} of step {step + 1} is {value}. Lower the learning rate or look at the "
@@ -343,25 +285,69 @@ def _step(accelerator, model, micro_batches, loss_fn, optimizer, max_grad_norm, 
             )
     optimizer.step()
     optimizer.zero_grad()
-    return {"loss": mean, "grad_norm": norm, **logged}
+    return {"loss": means.pop("loss"), "grad_norm": norm, **means}
 
 
-def _share(tensor: Tensor, rank: int, world: int) -> Tensor:
-    """This process's rows of a batch: every ``world``-th one."""
-    if len(tensor) % world:
+# --- going on -----------------------------------------------------------------------------------
+
+
+def _check_stream(batches: Iterable[Batch]) -> None:
+    """Before a run whose checkpoints would be of no use."""
+    resumable = hasattr(batches, "state_dict") and hasattr(batches, "load_state_dict")
+    if getattr(batches, "live", False) and not resumable:
         raise ValueError(
-            f"A batch of {len(tensor)} rows cannot be shared equally by {world} processes: make "
-            "its size a multiple of their number."
+            "A live stream cannot be read again to where a checkpoint left it: give it state_dict "
+            "and load_state_dict, or train without checkpoint_dir."
         )
-    return tensor[rank::world]
+    if resumable:
+        check_readable(batches.state_dict())
 
 
-def _accelerator(device: torch.device, mixed_precision: str):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+def _restore(
+    state: dict, model: nn.Module, optimizer, batches: Iterable[Batch], workers: Workers,
+    finished: bool,
+) -> Iterator[Batch]:  # fmt: skip
+    """Put everything back and return the stream at the batch where it stood."""
+    model.load_state_dict(state["model"])
+    _restore_optimizer(optimizer, state["optimizer"])
+    if hasattr(batches, "load_state_dict"):
+        saved = state["batches"]
+        if workers.live:
+            if len(saved) != workers.world:
+                raise ValueError(
+                    f"The checkpoint holds the live streams of {len(saved)} processes, and "
+                    f"{workers.world} are running: start as many."
+                )
+            saved = saved[workers.rank]
+        batches.load_state_dict(saved)
+        stream = iter(batches)
+    else:
+        stream, consumed = iter(batches), state["consumed"]
+        there = sum(1 for _ in islice(stream, consumed))
+        if there < consumed and not finished:
+            raise ValueError(
+                f"The run of the checkpoint had read {consumed} batches, and here are only {there}:"
+                " these are other batches, or an iterator that was used up before."
+            )
+    set_rng_state(state["rng"], workers.rank)
+    return stream
 
-    precision = precision_for(device) if mixed_precision == "auto" else mixed_precision
-    if precision not in ("no", "bf16"):
-        raise ValueError(f'mixed_precision must be "auto", "no" or "bf16", got {precision!r}.')
-    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run may have set others
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+
+def _restore_optimizer(optimizer, state: dict) -> None:
+    """Its state and settings but the learning rates; says which settings are not used."""
+    given = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for settings, group in zip(given, optimizer.param_groups, strict=True):
+        group["lr"] = settings["lr"]
+    own = {"params", "lr", "initial_lr"}
+    changed = {
+        name: (group[name], settings[name])
+        for settings, group in zip(given, optimizer.param_groups, strict=True)
+        for name in settings.keys() & group.keys() - own
+        if settings[name] != group[name]
+    }
+    for name, (kept, ignored) in sorted(changed.items()):
+        warnings.warn(
+            f"The optimizer's {name} stays {kept}, as in the checkpoint; {ignored} is ignored.",
+            stacklevel=4,
+        )

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from course_lib.files import write_text
+
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "parity"
 
 
@@ -37,7 +39,7 @@ class Parity:
         if error is None:
             assert self.row["configurations"] > 0, "nothing was compared"
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.row) + "\n")
+            write_text(self.path, json.dumps(self.row) + "\n")
 
     def tried(self) -> None:
         """Count one more configuration."""

@@ -11,7 +11,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "math", "typing"}
 INFRASTRUCTURE = {"ops", "models", "generation", "completion", "measuring", "rows",
-                  "chat", "training", "optim", "runtime", "files"}  # fmt: skip
+                  "chat", "training", "checkpoints", "processes", "optim", "runtime",
+                  "files"}  # fmt: skip
 ALGORITHMS = {"sft"}
 BORDER = {"models/weights.py", "shipped/__init__.py", "world/tokenizer.py", "recipes/base.py"}
 """The only modules that may import transformers: where weights or tokenizers cross over."""
@@ -20,7 +21,7 @@ BORDER = {"models/weights.py", "shipped/__init__.py", "world/tokenizer.py", "rec
 def imports(path: Path) -> set[str]:
     """Full names of all modules that a file imports, inside functions too."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

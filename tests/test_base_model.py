@@ -26,7 +26,7 @@ AT_MOST = {"unseen_labels_0shot": 0.1, "expr5_direct": 0.2, "newcomers": 0.1, "i
 
 @pytest.fixture(scope="module")
 def stored():
-    return json.loads((model_path("base") / "evaluation.json").read_text())
+    return json.loads((model_path("base") / "evaluation.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,13 @@ def test_what_it_must_not_be_able_to_do(measured, stored):
 
 
 def test_the_card_names_every_figure(stored):
-    card = (model_path("base") / "README.md").read_text()
+    card = (model_path("base") / "README.md").read_text(encoding="utf-8")
     assert set(stored["seeds"][0]) == {*FIGURES, "loss"}
     assert all(f"| `{name}` |" in card for name in stored["seeds"][0])
 
 
 def test_the_history_has_the_curve_and_a_dozen_evaluated_snapshots():
-    history = json.loads((model_path("base") / "history.json").read_text())
+    history = json.loads((model_path("base") / "history.json").read_text(encoding="utf-8"))
     losses = [point["loss"] for point in history["curve"]]
     assert len(losses) > 100 and losses[-1] < 1.2 < losses[0]
     steps = [s["step"] for s in history["snapshots"]]

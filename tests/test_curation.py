@@ -525,7 +525,7 @@ def test_the_command_writes_its_figures_and_explains_a_wrong_size(tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["curation", "--pages", "500", "--out", str(out)])
     report.main()
     assert "decontaminated" in capsys.readouterr().out
-    assert json.loads(out.read_text())["pages"] == 500
+    assert json.loads(out.read_text(encoding="utf-8"))["pages"] == 500
     assert [p.name for p in out.parent.iterdir()] == ["curation.json"]  # no .part left
     monkeypatch.setattr(sys, "argv", ["curation", "--pages", "777"])
     with pytest.raises(SystemExit):

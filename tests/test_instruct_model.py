@@ -19,7 +19,7 @@ def instruct():
 
 
 def seeds_of(stage):
-    return json.loads((model_path(stage) / "evaluation.json").read_text())["seeds"]
+    return json.loads((model_path(stage) / "evaluation.json").read_text(encoding="utf-8"))["seeds"]
 
 
 def mean(stage, name):
@@ -56,7 +56,7 @@ def test_replay_kept_what_the_base_model_could_do(name):
 
 
 def test_the_card_states_the_recipe_and_every_figure():
-    card = (model_path("instruct") / "README.md").read_text()
+    card = (model_path("instruct") / "README.md").read_text(encoding="utf-8")
     recipe = Recipe()
     assert f"{recipe.max_steps:,} steps of {recipe.batch_size} rows" in card
     assert all(f"| `{name}` |" in card for name in seeds_of("instruct")[0])

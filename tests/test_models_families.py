@@ -14,6 +14,7 @@ from random_families import SEEDS, SIZES, build, randomise, there_and_back
 from random_models import batches, chunks, positions
 from safetensors.torch import load_file, save_file
 
+from course_lib.files import read_text, write_json
 from course_lib.generation import generate, generate_reference
 from course_lib.models import (
     BLOOM,
@@ -304,8 +305,8 @@ def test_files_open_on_both_sides(tmp_path, name, tied):
 
 def edit(folder, rename=lambda name: name, drop=(), **fields) -> None:
     """Change a saved model's config, and the names of its weights."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, **fields}), encoding="utf-8")
     weights = load_file(folder / "model.safetensors")
     kept = {rename(name): t.clone() for name, t in weights.items() if name not in drop}
     save_file(kept, folder / "model.safetensors.new")  # a loaded file is still open: replace it
@@ -361,11 +362,11 @@ def test_tied_in_name_but_not_in_weights_is_refused():
 def test_an_unknown_field_and_a_missing_one_are_named(tmp_path, name):
     save_pretrained(from_transformers(small(name)), tmp_path)
     path = tmp_path / "config.json"
-    fields = json.loads(path.read_text())
-    path.write_text(json.dumps({**fields, "sliding_window": 7}))
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**fields, "sliding_window": 7}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"unknown config fields \['sliding_window'\]"):
         from_pretrained(tmp_path)
-    path.write_text(json.dumps({k: v for k, v in fields.items() if k != "vocab_size"}))
+    write_json(path, {k: v for k, v in fields.items() if k != "vocab_size"})
     with pytest.raises(ValueError, match=r"lacks the fields \['vocab_size'\]"):
         from_pretrained(tmp_path)
 
@@ -404,7 +405,7 @@ def test_an_unknown_field_and_a_missing_one_are_named(tmp_path, name):
 def test_another_computation_is_refused_by_name(tmp_path, name, field, value):
     save_pretrained(from_transformers(small(name)), tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    write_json(path, {**json.loads(read_text(path)), field: value})
     with pytest.raises(ValueError, match=f"config field {field}=.* is not supported"):
         from_pretrained(tmp_path)
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers import LlamaConfig as HFConfig
 
+from course_lib.files import write_json
 from course_lib.models import (
     Llama,
     from_pretrained,
@@ -144,7 +145,7 @@ def test_stored_and_loaded_precision(tmp_path):
     model = llama()
     save_pretrained(model, tmp_path, dtype=torch.bfloat16, eos_token_id=0, pad_token_id=1)
     assert load_file(tmp_path / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
-    fields = json.loads((tmp_path / "config.json").read_text())
+    fields = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (fields["dtype"], fields["eos_token_id"], fields["pad_token_id"]) == ("bfloat16", 0, 1)
     loaded = from_pretrained(tmp_path)
     assert loaded.embed.weight.dtype == torch.float32
@@ -164,8 +165,8 @@ def saved(tmp_path):
 
 def change_config(folder, **changes):
     path = folder / "config.json"
-    fields = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({k: v for k, v in fields.items() if v != "absent"}))
+    fields = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    write_json(path, {k: v for k, v in fields.items() if v != "absent"})
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def pair_of(text):
 
 
 def test_there_are_notebooks_and_each_is_in_the_table_of_contents():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     files = {c["file"] for part in toc["parts"] for c in part["chapters"]}
     assert TEXTS and {f"book/{t.stem}" for t in TEXTS} <= files
 
@@ -46,9 +46,10 @@ def test_a_changed_text_is_noticed(tmp_path):
     text = TEXTS[0]
     for old, new in (("\n```{code-cell}", "\nAnother sentence.\n\n```{code-cell}"), ("# ", "## ")):
         copy = tmp_path / text.name
-        copy.write_text(text.read_text().replace(old, new, 1))
+        copy.write_text(text.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
         assert not in_sync(copy)
-        copy.with_suffix(".ipynb").write_text(text.with_suffix(".ipynb").read_text())
+        pair = text.with_suffix(".ipynb").read_bytes()
+        copy.with_suffix(".ipynb").write_bytes(pair)
         assert not in_sync(copy)
         copy.with_suffix(".ipynb").unlink()
 
@@ -91,7 +92,7 @@ def test_glued_numbers_exist(text):
         for c in notebook.cells if c.cell_type == "code"
         for o in c.outputs if o.get("metadata", {}).get("scrapbook")
     }  # fmt: skip
-    used = set(re.findall(r"\{glue:text\}`([^`:]+)", text.read_text()))
+    used = set(re.findall(r"\{glue:text\}`([^`:]+)", text.read_text(encoding="utf-8")))
     assert used and used <= glued, used - glued
     assert glued <= used, f"glued and never used: {sorted(glued - used)}"
 

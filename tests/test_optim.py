@@ -160,6 +160,39 @@ def test_a_model_of_transformers_is_split_alike(tied):
     assert "model.embed_tokens.weight" in adamw and ("lm_head.weight" in adamw) != tied
 
 
+class PolicyWithCritic(nn.Module):
+    """What reinforcement learning trains: two models in one, a scalar on every token, a prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy, self.critic = llama(tie_embeddings=False), llama(tie_embeddings=False)
+        self.to_scalar = nn.Linear(24, 1)
+        self.score = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 2))
+        self.soft_prompt = nn.Parameter(torch.zeros(5, 24))
+
+
+def test_what_is_not_hidden_stays_out_of_muon_wherever_it_stands():
+    """The output matrices of inner models went to Muon once, and so did a scalar's row, which Muon
+    would give a step of one length whatever its gradient; a soft prompt is made of embeddings."""
+    muon, adamw = split_of(PolicyWithCritic())
+    assert muon == {f"{model}.blocks.{i}.{m}.weight" for model in ("policy", "critic")
+                    for i in (0, 1) for m in MATRICES}  # fmt: skip
+    assert {"policy.head.weight", "critic.head.weight", "policy.embed.weight", "to_scalar.weight",
+            "score.0.weight", "score.1.weight", "soft_prompt"} <= adamw  # fmt: skip
+
+
+def test_the_matrices_of_gpt_2_in_transformers_are_hidden_its_positions_are_not():
+    """Its layers are ``Conv1D``, not ``nn.Linear``; a classifier's ``score`` is a head."""
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    model = GPT2ForSequenceClassification(GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, num_labels=3))  # fmt: skip
+    muon, adamw = split_of(model)
+    assert {name.split(".h.0.")[-1] for name in muon} == {
+        "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight"}
+    assert {"score.weight", "transformer.wpe.weight", "transformer.wte.weight"} <= adamw
+
+
 def test_frozen_parameters_go_nowhere():
     model = llama().requires_grad_(False)
     with pytest.raises(ValueError, match="no trainable parameter"):

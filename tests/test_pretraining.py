@@ -136,5 +136,6 @@ def test_padding_gets_no_gradient():
 
 
 def test_without_a_next_token_there_is_no_loss():
-    """One token predicts nothing: 0/0, as in transformers."""
-    assert causal_lm_loss(llama(), {"input_ids": torch.tensor([[3]])}).isnan()
+    """One token predicts nothing: 0, and the count says so; transformers gives 0/0, nan."""
+    loss = causal_lm_loss(llama(), {"input_ids": torch.tensor([[3]])})
+    assert loss.item() == loss.count.item() == 0

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def tracked() -> list[str]:
@@ -22,7 +22,7 @@ def tracked() -> list[str]:
 def test_the_first_commands_are_book_and_test():
     commands = re.findall(r"^make (\w+)", README, re.M)
     assert commands[:2] == ["book", "test"]
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     assert set(commands) | set(re.findall(r"`make (\w+)`", README)) <= targets
 
 
@@ -42,18 +42,20 @@ def test_its_picture_exists():
 
 
 def test_the_repository_address_stands_in_one_place():
-    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    url = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
     holders = set()
     for name in tracked():
         path = ROOT / name
-        if path.suffix not in (".png", ".safetensors") and url in path.read_text(errors="ignore"):
+        if path.suffix in (".png", ".safetensors"):
+            continue
+        if url in path.read_text(encoding="utf-8", errors="ignore"):
             holders.add(name)
     derived = {n for n in holders if re.fullmatch(r"book/\d\d_\w+\.(md|ipynb)", n)}
     assert holders - derived == {"_config.yml"}
 
 
 def test_ci_calls_the_test_command():
-    lines = (ROOT / ".ci/run").read_text().splitlines()
+    lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     code = [x for x in lines if x.strip() and not x.startswith("#")]
     assert code[-1] == "exec make test" and len(code) == 3
 
@@ -66,6 +68,6 @@ def test_no_file_names_a_place_outside_the_project():
         path = ROOT / name
         if path.suffix in (".png", ".safetensors"):
             continue
-        if pattern.search(path.read_text(errors="ignore")):
+        if pattern.search(path.read_text(errors="ignore", encoding="utf-8")):
             found.append(name)
     assert found == []

@@ -75,7 +75,7 @@ def test_the_learning_rate_falls_twice():
 
 def test_the_run_learns_and_leaves_its_files(run):
     model, build = run
-    assert len((build / "metrics.csv").read_text().splitlines()) == 201
+    assert len((build / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 201
     curve = r.loss_curve(build, points=4)  # 200 steps in stretches of 50
     assert [c["step"] for c in curve] == [50, 100, 150, 200]
     assert curve[0]["loss"] > curve[-1]["loss"] + 0.3
@@ -140,7 +140,7 @@ def test_figures_of_snapshots_are_measured_once(run, monkeypatch):
 def test_the_curve_is_the_mean_of_each_stretch(tmp_path):
     """Losses 6 4 | 3 1 | 2 in two points: stretches of 5 // 2 = 2 steps and the rest."""
     lines = ["step,loss"] + [f"{i + 1},{loss}" for i, loss in enumerate((6, 4, 3, 1, 2))]
-    (tmp_path / "metrics.csv").write_text("\n".join(lines))
+    (tmp_path / "metrics.csv").write_text("\n".join(lines), encoding="utf-8")
     assert r.loss_curve(tmp_path, points=2) == [
         {"step": 2, "loss": 5.0}, {"step": 4, "loss": 2.0}, {"step": 5, "loss": 2.0}
     ]  # fmt: skip
@@ -154,7 +154,7 @@ def test_the_card_states_the_model_the_recipe_and_the_figures(run, tmp_path):
     save_pretrained(model, tmp_path, dtype=torch.float16)
     tables = [{"facts": 0.25, "loss": 1.5}, {"facts": 0.75, "loss": 1.5}]
     r.write_card(RECIPE, tables, [{"step": 200, "loss": 4.5678}], tmp_path)
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for line in (
         "of 4,664 parameters",
         "| layers, heads, width, feed-forward | 1, 2, 8, 12 |",

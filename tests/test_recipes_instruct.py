@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from course_lib import load_model, model_path
+from course_lib.files import read_text
 from course_lib.models import save_pretrained
 from course_lib.ops import IGNORE_INDEX
 from course_lib.recipes import instruct as r
@@ -77,7 +78,7 @@ def test_the_run_changes_the_base_model_and_keeps_its_metrics(run):
     model, build = run
     base = load_model("base", "cpu")[0]
     assert not torch.equal(model.embed.weight.cpu(), base.embed.weight)
-    assert len((build / "metrics.csv").read_text().splitlines()) == 1 + RECIPE.max_steps
+    assert len(read_text(build / "metrics.csv").splitlines()) == 1 + RECIPE.max_steps
 
 
 def test_called_again_it_does_not_train_again(run, monkeypatch):
@@ -133,7 +134,7 @@ def test_the_card_states_the_recipe_and_the_figures(run, tmp_path):
     save_pretrained(model, tmp_path, dtype=torch.float16)
     tables = [{"instructions_all": 0.25}, {"instructions_all": 0.75}]
     r.write_card(RECIPE, tables, 0.4321, tmp_path)
-    card = (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
     for line in (
         f"on {len(INSTRUCTIONS)} tasks in chat format",
         "seed 3; 30% of the rows are documents",

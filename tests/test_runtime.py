@@ -1,10 +1,11 @@
-"""The device: argument, then environment, then what the machine has."""
+"""The device: argument, then environment, then what the machine has; and the precision."""
 
 import pytest
 import torch
 
 import course_lib
-from course_lib.runtime import device
+from course_lib import runtime
+from course_lib.runtime import autocast, device
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +49,21 @@ def test_a_gpu_that_is_not_there_is_refused_with_the_number_there_are():
 def test_cuda_without_a_number_is_refused_too():
     with pytest.raises(ValueError, match="has 0 GPUs"):
         device("cuda")
+
+
+def test_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert runtime.precision_for(torch.device("cpu")) == "no"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert runtime.precision_for(torch.device("cpu")) == "bf16"
+
+
+def test_autocast_computes_products_in_the_precision_it_is_told():
+    cpu, x = torch.device("cpu"), torch.ones(2, 2)
+    for name, dtype in (("no", torch.float32), ("bf16", torch.bfloat16)):
+        with autocast(cpu, name):
+            assert (x @ x).dtype == dtype
+    message = 'must be "auto", "no" or "bf16", got \'fp16\''
+    with pytest.raises(ValueError, match=message), autocast(cpu, "fp16"):
+        pass

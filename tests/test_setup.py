@@ -23,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(setup_venv, "STAMP", str(tmp_path / ".venv" / "course-ready"))
     (tmp_path / "tools").mkdir()
     for name in setup_venv.SOURCES:
-        (tmp_path / name).write_text("torch==2.13.0\n")
+        (tmp_path / name).write_text("torch==2.13.0\n", encoding="utf-8")
     return tmp_path
 
 
@@ -43,12 +43,12 @@ def free_bytes(monkeypatch, free: int) -> None:
 
 def test_an_old_python_can_read_the_file():
     """The grammar of Python 3.6, and no f-strings, which 3.5 does not know."""
-    tree = ast.parse(SOURCE.read_text(), feature_version=(3, 6))
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"), feature_version=(3, 6))
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)]
 
 
 def test_only_the_standard_library_is_imported():
-    tree = ast.parse(SOURCE.read_text())
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert imported <= sys.stdlib_module_names
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
@@ -78,7 +78,7 @@ def test_this_python_is_taken_when_it_is_new_enough(monkeypatch):
 def test_a_missing_venv_module_is_named(elsewhere, capsys):
     """A Python that cannot import venv: a real program that fails as it would."""
     python = elsewhere / "python3"
-    python.write_text("#!/bin/sh\necho 'No module named venv' >&2\nexit 1\n")
+    python.write_text("#!/bin/sh\necho 'No module named venv' >&2\nexit 1\n", encoding="utf-8")
     python.chmod(0o755)
     text = message_of(lambda: setup_venv.make_venv(str(python)), capsys)
     assert text.startswith("The venv module is missing: install it")
@@ -126,7 +126,7 @@ def test_what_is_ready_is_left_alone_until_a_source_changes(elsewhere, monkeypat
     assert len(installed) == 2 and setup_venv.is_ready()
     setup_venv.main()
     assert len(installed) == 2
-    (elsewhere / "requirements.lock").write_text("torch==2.14.0\n")
+    (elsewhere / "requirements.lock").write_text("torch==2.14.0\n", encoding="utf-8")
     assert not setup_venv.is_ready()
     setup_venv.main()
     assert len(installed) == 4 and setup_venv.is_ready()

@@ -143,3 +143,29 @@ def test_the_loss_curve_on_packed_rows_is_that_of_trl(tokenizer, pairs, rows, tm
         order = [packed[i : i + 2] for i in range(0, len(packed), 2)]
         stream = [collate(order[i % len(order)], tokenizer.pad_token_id) for i in range(STEPS)]
         parity.compare(ours(copy.deepcopy(model), stream), theirs)
+
+
+def test_accumulated_steps_are_those_of_trl(tokenizer, pairs, rows, tmp_path):
+    """Four examples a step, one at a time, with 2 to some 20 response tokens: loss and norm of the
+    gradient. trl divides by the tokens of the step (``num_items_in_batch``); the mean of the means
+    is off by more than ten times the tolerance."""
+    model, steps, parts = llama(vocab_size=len(tokenizer), block_size=BLOCK), 10, 4
+    stream = list(batches(rows[: steps * parts], 1, tokenizer.pad_token_id, block_size=BLOCK))
+    with Parity("SFT accumulated, losses and gradient norms", "trl.SFTTrainer",
+                TOLERANCE) as parity:  # fmt: skip
+        parity.tried()
+        trainer = trainer_of(
+            to_transformers(model), tokenizer, pairs, tmp_path, max_steps=steps,
+            per_device_train_batch_size=1, gradient_accumulation_steps=parts,
+        )  # fmt: skip
+        trainer.train()
+        log = [row for row in trainer.state.log_history if "loss" in row]
+        means = [sum(sft_loss(model, b).item() for b in stream[i : i + parts]) / parts
+                 for i in range(0, len(stream), parts)]  # fmt: skip
+        first = abs(means[0] - log[0]["loss"])
+        history = train(model, stream, sft_loss, max_steps=steps, lr=LR,
+                        gradient_accumulation=parts, progress=False)  # fmt: skip
+        assert first > 10 * TOLERANCE
+        for name in ("loss", "grad_norm"):
+            ours_and_theirs = [[row[name] for row in table] for table in (history, log)]
+            parity.compare(*map(torch.tensor, ours_and_theirs))

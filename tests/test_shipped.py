@@ -7,6 +7,7 @@ import torch
 
 import course_lib
 from course_lib import shipped
+from course_lib.files import read_text, write_text
 from course_lib.models import Llama, LlamaConfig, save_pretrained
 from course_lib.world.tokenizer import save_tokenizer, train_tokenizer
 
@@ -33,11 +34,11 @@ def base_folder(tmp_path, monkeypatch, model):
 
 def test_checksums_are_sizes_and_sha_256_of_every_file(base_folder):
     """SHA-256 of "abc" from FIPS 180-4; half-written files and other stages are left out."""
-    (base_folder / "README.md").write_text("abc")
-    (base_folder / "README.part").write_text("half")
+    (base_folder / "README.md").write_text("abc", encoding="utf-8")
+    (base_folder / "README.part").write_text("half", encoding="utf-8")
     (base_folder.parent / "instruct").mkdir()
     shipped.write_checksums()
-    sums = json.loads(shipped.CHECKSUMS.read_text())
+    sums = json.loads(shipped.CHECKSUMS.read_text(encoding="utf-8"))
     assert list(sums) == ["base"] and set(sums["base"]) >= {*FILES, "README.md"}
     assert sums["base"]["README.md"] == [
         3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -58,7 +59,7 @@ def test_a_whole_model_loads_with_its_weights_and_a_tokenizer_that_pads_left(bas
 
 
 def loaded_eos(folder) -> int:
-    return json.loads((folder / "config.json").read_text())["eos_token_id"]
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))["eos_token_id"]
 
 
 def test_load_model_from_reads_any_folder_unchecked(base_folder, tmp_path):
@@ -97,7 +98,7 @@ def test_a_stage_that_is_not_there_is_named_with_those_that_are(base_folder):
 
 
 def test_a_damaged_list_of_checksums_says_so(base_folder):
-    shipped.CHECKSUMS.write_text(shipped.CHECKSUMS.read_text()[:50])
+    write_text(shipped.CHECKSUMS, read_text(shipped.CHECKSUMS)[:50])
     with pytest.raises(ValueError, match=r"checksums\.json is damaged .* Install it again"):
         course_lib.load_model("base")
 

@@ -1,66 +1,29 @@
-"""The training loop: hand-made steps, schedules, and runs that are killed and go on bit for bit.
+"""The training loop: hand-made steps, schedules, what a step averages, streams that sample."""
 
-``python tests/test_training.py FOLDER`` is the driver of the SIGKILL test.
-"""
+import math
+import warnings
 
-import csv
-import json
-import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from random_models import llama
 from torch import nn
+from training_runs import (
+    NO_CLIP,
+    Line,
+    mean_output,
+    read_csv,
+    rows,
+    sgd,
+    tiny_llama,
+    token_batches,
+)
 
-from course_lib import training
-from course_lib.models import Llama, LlamaConfig
-from course_lib.optim import muon_adamw
+from course_lib.checkpoints import load_checkpoint
 from course_lib.pretraining import causal_lm_loss
-from course_lib.training import MetricsFile, load_checkpoint, lr_factor, save_checkpoint, train
-
-ROOT = Path(__file__).parents[1]
-NO_CLIP = 1e9
-
-
-class Line(nn.Module):
-    """y = w · x with w = 0 at the start: every gradient is known."""
-
-    def __init__(self, width: int = 1):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(width))
-
-    def forward(self, x):
-        return x @ self.w
-
-
-def mean_output(model, batch):
-    """Its gradient is the mean of the rows of x."""
-    return model(batch["x"]).mean()
-
-
-def rows(*values) -> list[dict]:
-    """One batch of one row for each value."""
-    return [{"x": torch.tensor(v, dtype=torch.float32).reshape(1, -1)} for v in values]
-
-
-def sgd(model, lr: float = 1.0):
-    return torch.optim.SGD(model.parameters(), lr)
-
-
-def tiny_llama(seed: int = 0) -> Llama:
-    return Llama(LlamaConfig(17, 1, 2, 1, 8, 12, 16), torch.Generator().manual_seed(seed))
-
-
-def token_batches(count: int, size: int = 4) -> list[dict]:
-    g = torch.Generator().manual_seed(1)
-    return [{"input_ids": torch.randint(0, 17, (size, 8), generator=g)} for _ in range(count)]
-
+from course_lib.rows import batches, collate, pack
+from course_lib.runtime import autocast
+from course_lib.sft import sft_loss
+from course_lib.training import counted, lr_factor, train
 
 # --- the schedule -------------------------------------------------------------------------------
 
@@ -123,7 +86,7 @@ def test_accumulated_gradients_are_averaged_also_in_the_last_short_group():
     w · x are 0, -2 · 6 = -12, -8 · 9 = -72."""
     model = Line()
     history = train(
-        model, rows(1, 3, 5, 7, 9), mean_output, max_steps=10, optimizer=sgd(model),
+        model, rows(1, 3, 5, 7, 9), mean_output, max_steps=3, optimizer=sgd(model),
         schedule="constant", max_grad_norm=NO_CLIP, gradient_accumulation=2,
     )  # fmt: skip
     assert model.w.item() == -17
@@ -145,6 +108,103 @@ def test_accumulation_equals_the_big_batch():
     assert torch.allclose(one, four, atol=1e-6)
     for key in ("loss", "grad_norm"):
         assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=1e-5)
+
+
+def test_a_step_averages_over_all_that_its_losses_count():
+    """12 tokens that add up to 12, and one of 14: the gradient is 26 / 13 = 2, so w = -2. The mean
+    of the means, (1 + 14) / 2 = 7.5, once stood here; that of the rows is 13. The second step has
+    loss w · 26 / 13 = -4, and the logged 1 and 14 are weighed alike."""
+    sums = [{"x": torch.tensor([[12.0]]), "n": torch.tensor([12])},
+            {"x": torch.tensor([[14.0]]), "n": torch.tensor([1])}]  # fmt: skip
+
+    def loss_fn(model, batch):
+        a_token = batch["x"].sum() / batch["n"].sum()
+        return counted(model(batch["x"]).sum(), batch["n"].sum()), {"a_token": a_token}
+
+    for order in (sums, sums[::-1]):
+        model = Line()
+        history = train(model, order * 2, loss_fn, max_steps=2, optimizer=sgd(model),
+                        schedule="constant", max_grad_norm=NO_CLIP,
+                        gradient_accumulation=2)  # fmt: skip
+        assert model.w.item() == -4
+        assert [r["loss"] for r in history] == [0, -4]
+        assert [(r["grad_norm"], r["a_token"]) for r in history] == [(2, 2), (2, 2)]
+
+
+def test_other_losses_are_averaged_over_rows():
+    """Rows 1 1 1 and 5: (3 · 1 + 5) / 4 = 2; the mean of the two batches' means is 3."""
+    model, three = Line(), {"x": torch.ones(3, 1)}
+    train(model, [three, *rows(5)], mean_output, max_steps=1, optimizer=sgd(model),
+          max_grad_norm=NO_CLIP, gradient_accumulation=2)  # fmt: skip
+    assert model.w.item() == -2
+
+
+def test_rows_of_12_and_1_response_tokens_give_the_same_in_one_batch_and_in_two():
+    """Loss and norm of the gradient, packed rows too; the mean of the means is another."""
+    g = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, 17, (2, 14), generator=g).tolist()
+    two = [{"input_ids": ids[0], "labels": [-100, -100, *ids[0][2:]]},
+           {"input_ids": ids[1][:5], "labels": [-100] * 4 + ids[1][4:5]}]  # fmt: skip
+    ways = {
+        "one": [collate(two, 1)], "two": [collate([row], 1) for row in two],
+        "packed": [collate(pack(two, 24), 1)],
+        "each packed": [collate(pack([row], 24), 1) for row in two],
+    }  # fmt: skip
+    steps = {}
+    for name, stream in ways.items():
+        steps[name] = train(llama(vocab_size=17, block_size=24), stream, sft_loss, max_steps=1,
+                            gradient_accumulation=2)[0]  # fmt: skip
+        for key in ("loss", "grad_norm"):
+            assert steps[name][key] == pytest.approx(steps["one"][key], rel=1e-5), (name, key)
+    means = [sft_loss(llama(vocab_size=17, block_size=24), batch) for batch in ways["two"]]
+    assert [loss.count.item() for loss in means] == [12, 1]
+    assert abs(sum(means).item() / 2 - steps["one"]["loss"]) > 0.1
+
+
+def test_a_batch_that_counts_nothing_weighs_nothing_and_a_step_of_such_is_told():
+    """Beside it, 14 is the mean of one token. Alone: loss and gradient 0, a warning, no number."""
+    nothing = {"x": torch.tensor([[0.0]]), "n": torch.tensor([0])}
+    stream = [nothing, {"x": torch.tensor([[14.0]]), "n": torch.tensor([1])}]
+
+    def loss_fn(model, batch):
+        return counted(model(batch["x"]).sum(), batch["n"].sum()), {"a": batch["x"] / batch["n"]}
+
+    model = Line()
+    settings = {"max_steps": 1, "optimizer": sgd(model), "max_grad_norm": NO_CLIP}
+    (row,) = train(model, stream, loss_fn, gradient_accumulation=2, **settings)
+    assert model.w.item() == -14 and row["a"] == 14
+    for count in (1, 2):
+        with pytest.warns(UserWarning, match="A step counted nothing"):
+            (row,) = train(model, [nothing] * 2, loss_fn, gradient_accumulation=count, **settings)
+        assert model.w.item() == -14 and row["loss"] == row["grad_norm"] == 0
+        assert math.isnan(row["a"])
+
+
+def test_counts_may_be_weights():
+    """2 / .25 = 8: a sum of weights below 1 divides like any other."""
+    loss = counted(torch.tensor(2.0), 0.25)
+    assert loss.item() == 8 and loss.count.item() == 0.25
+
+
+def test_accelerate_s_own_accumulation_is_not_used_too(monkeypatch):
+    """With this set in the environment accelerate divided the gradients once more."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    model = Line()
+    train(model, rows(1, 3), mean_output, max_steps=1, optimizer=sgd(model), max_grad_norm=NO_CLIP,
+          gradient_accumulation=2)  # fmt: skip
+    assert model.w.item() == -2
+
+
+def test_the_optimizer_gets_its_rates_back():
+    """From 1 linearly to 1/2 in two steps, and then once more as if nothing had been."""
+    model = Line()
+    optimizer = sgd(model)
+    for _ in range(2):
+        history = train(model, rows(1, 1), mean_output, max_steps=2, optimizer=optimizer)
+        assert [row["lr"] for row in history] == [1, 0.5]
+        assert optimizer.param_groups[0]["lr"] == 1
+    optimizer.param_groups[0]["lr"] = 0.25
+    assert train(model, rows(1), mean_output, max_steps=1, optimizer=optimizer)[0]["lr"] == 0.25
 
 
 def test_frozen_weights_stay_and_the_model_is_left_for_evaluation():
@@ -171,14 +231,6 @@ def test_bf16_computes_in_bf16_and_leaves_no_trace_on_the_model():
     assert seen == [torch.bfloat16, torch.float32, torch.bfloat16]
     assert model[0].weight.dtype == model(torch.ones(1, 4)).dtype == torch.float32
     assert set(model.__dict__) == attributes
-
-
-def test_auto_takes_bf16_only_where_the_processor_has_it(monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
-    assert training.precision_for(torch.device("cpu")) == "no"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert training.precision_for(torch.device("cpu")) == "bf16"
 
 
 # --- what goes wrong ----------------------------------------------------------------------------
@@ -226,12 +278,78 @@ def test_a_loss_that_is_not_finite_stops_before_it_harms(tmp_path, bad, message)
     assert model.w.item() == -3
 
 
+def test_no_batch_at_all_is_an_error_and_too_few_are_told():
+    """Two rows do not fill a batch of four; a used-up iterator has nothing either."""
+    model, used_up = Line(), iter(rows(1, 2))
+    with pytest.warns(UserWarning, match="ran out after step 2 of 100"):
+        assert len(train(model, used_up, mean_output, max_steps=100)) == 2
+    two = [{"input_ids": [3, 4], "labels": [3, 4]}] * 2
+    for stream in (used_up, batches(two, 4, 1, block_size=8)):
+        with pytest.raises(ValueError, match="no batch, so not a single step .* fewer rows"):
+            train(model, stream, mean_output, max_steps=100)
+
+
+def test_batches_that_suffice_give_no_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(Line(), rows(1, 2), mean_output, max_steps=2)
+
+
+# --- streams that sample ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_stream_may_yield_where_gradients_are_off_and_the_model_evaluates(off):
+    """x = 1, 2: w = -3. The loss sees the model in training, the caller has gradients on after."""
+    model, seen = Line(), []
+
+    def rollouts():
+        for x in (1.0, 2.0):
+            with off():
+                model.eval()
+                yield {"x": torch.tensor([[x]])}
+
+    def loss_fn(model, batch):
+        seen.append((model.training, torch.is_grad_enabled(), batch["x"].is_inference()))
+        return mean_output(model, batch)
+
+    stream = rollouts()
+    train(model, stream, loss_fn, max_steps=2, optimizer=sgd(model), schedule="constant",
+          max_grad_norm=NO_CLIP)  # fmt: skip
+    assert model.w.item() == -3 and seen == [(True, True, False)] * 2
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_a_reference_gives_the_policy_s_numbers_under_bf16():
+    """Where the stream samples, in the loss, and under ``autocast``; elsewhere it does not."""
+    policy, reference, gaps = tiny_llama(), tiny_llama(), {}
+    ids = token_batches(1)[0]
+
+    def gap(model) -> float:
+        with torch.no_grad():
+            logits = [m(**ids).logits.float() for m in (model, reference)]
+        return (logits[0] - logits[1]).abs().max().item()
+
+    def rollouts():
+        gaps["stream"] = gap(policy)
+        yield ids
+
+    def loss_fn(model, batch):
+        gaps["loss"] = gap(model)
+        return causal_lm_loss(model, batch)
+
+    def evaluate(model, step):
+        reference.load_state_dict(model.state_dict())
+        gaps["without"] = gap(model)
+        with autocast(torch.device("cpu"), "bf16"):
+            gaps["by name"] = gap(model)
+
+    train(policy, rollouts(), loss_fn, max_steps=1, mixed_precision="bf16", evaluate=evaluate)
+    assert gaps.pop("without") > 1e-4
+    assert gaps == {"stream": 0, "loss": 0, "by name": 0}
+
+
 # --- metrics ------------------------------------------------------------------------------------
-
-
-def read_csv(path: Path) -> list[dict]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_csv_has_a_row_a_step_with_all_that_was_logged(tmp_path):
@@ -250,298 +368,8 @@ def test_the_csv_has_a_row_a_step_with_all_that_was_logged(tmp_path):
     assert [{k: float(v) for k, v in r.items() if v} for r in table] == history
 
 
-def test_a_new_column_rewrites_the_file(tmp_path):
-    metrics = MetricsFile(tmp_path / "m.csv", [])
-    metrics.append({"step": 1, "loss": 2.0})
-    metrics.append({"step": 2, "loss": 1.5, "acc": 0.5})
-    metrics.append({"step": 3, "loss": 1.0})
-    assert (tmp_path / "m.csv").read_text().split() == ["step,loss,acc", "1,2.0,", "2,1.5,0.5",
-                                                        "3,1.0,"]  # fmt: skip
-
-
 def test_the_progress_bar_shows_when_asked(capsys):
     train(Line(), rows(1), mean_output, max_steps=1, progress=True)
     assert "training: 100%" in capsys.readouterr().err
     train(Line(), rows(1), mean_output, max_steps=1)
     assert "training" not in capsys.readouterr().err
-
-
-# --- checkpoints --------------------------------------------------------------------------------
-
-
-def interrupted(folder: Path, at: int) -> None:
-    """A run of four steps that stops in step ``at``."""
-    model, calls = Line(), []
-
-    def loss_fn(model, batch):
-        calls.append(1)
-        if len(calls) == at:
-            raise KeyboardInterrupt
-        return mean_output(model, batch)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(model, rows(1, 2, 4, 8), loss_fn, max_steps=4, optimizer=sgd(model),
-              schedule="constant", max_grad_norm=NO_CLIP, checkpoint_dir=folder,
-              checkpoint_every=1, metrics_path=folder / "m.csv")  # fmt: skip
-
-
-def resumed(folder: Path, loss_fn=mean_output) -> tuple[float, list[dict]]:
-    model = Line()
-    history = train(model, rows(1, 2, 4, 8), loss_fn, max_steps=4, optimizer=sgd(model),
-                    schedule="constant", max_grad_norm=NO_CLIP, checkpoint_dir=folder,
-                    checkpoint_every=1, metrics_path=folder / "m.csv")  # fmt: skip
-    return model.w.item(), history
-
-
-def test_a_resumed_run_reads_each_batch_once(tmp_path):
-    """Batches 1, 2, 4, 8 add up to 15 in any order of stops; a batch read twice or never would
-    show."""
-    interrupted(tmp_path, at=3)
-    w, history = resumed(tmp_path)
-    assert w == -15 and [r["step"] for r in history] == [1, 2, 3, 4]
-    assert [int(r["step"]) for r in read_csv(tmp_path / "m.csv")] == [1, 2, 3, 4]
-
-
-def test_a_finished_run_is_not_run_again(tmp_path):
-    first = resumed(tmp_path)
-    before = (tmp_path / "checkpoint.pt").read_bytes()
-    assert resumed(tmp_path, loss_fn=None) == first
-    assert (tmp_path / "checkpoint.pt").read_bytes() == before
-
-
-@pytest.mark.parametrize("damage", [
-    lambda content: content[: len(content) // 2], lambda content: b"", lambda content: b"\0" * 999,
-])  # fmt: skip
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, damage):
-    interrupted(tmp_path, at=4)
-    newest, before = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.previous.pt"
-    newest.write_bytes(damage(newest.read_bytes()))
-    with pytest.warns(UserWarning, match="cannot be read; trying the one before"):
-        assert load_checkpoint(tmp_path)["step"] == 2
-    with pytest.warns(UserWarning, match="cannot be read"):
-        assert resumed(tmp_path)[0] == -15
-    for path in (newest, before):
-        path.write_bytes(damage(path.read_bytes()))
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="Remove the folder to start"):
-        load_checkpoint(tmp_path)
-
-
-def test_no_checkpoint_is_no_error(tmp_path):
-    assert load_checkpoint(tmp_path / "nowhere") is None
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's always full device")
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    """The new file goes to a full device."""
-    save_checkpoint(tmp_path, {"step": 1})
-    (tmp_path / "checkpoint.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="The one before is still there: make room"):
-        save_checkpoint(tmp_path, {"step": 2})
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert load_checkpoint(tmp_path) == {"step": 1}
-
-
-def test_figures_of_numpy_and_torch_do_not_spoil_the_checkpoint(tmp_path):
-    """Checkpoints are read with ``weights_only``, which refuses numpy's scalars."""
-    model = Line()
-    train(model, rows(1), mean_output, max_steps=1, optimizer=sgd(model), checkpoint_dir=tmp_path,
-          evaluate=lambda m, step: {"a": np.float64(0.5), "b": torch.tensor(2.0)})  # fmt: skip
-    assert load_checkpoint(tmp_path)["history"][0]["a"] == 0.5
-
-
-# --- SIGKILL ------------------------------------------------------------------------------------
-
-
-class Stream:
-    """Batches from a generator whose state is saved with the checkpoint."""
-
-    def __init__(self):
-        self.g = torch.Generator().manual_seed(5)
-
-    def state_dict(self):
-        return {"g": self.g.get_state()}
-
-    def load_state_dict(self, state):
-        self.g.set_state(state["g"])
-
-    def __iter__(self):
-        while True:
-            yield {"input_ids": torch.randint(0, 17, (2, 8), generator=self.g)}
-
-
-def noisy_loss(model, batch):
-    """Draws from all three of Python's, numpy's and torch's own generators."""
-    noise = random.random() + np.random.rand() + torch.rand(1)
-    return causal_lm_loss(model, batch) * noise, {"noise": noise}
-
-
-def the_run(folder: Path, stateful: bool) -> None:
-    """Ten steps with everything that has a state; leaves the weights in ``final.pt``."""
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    model = tiny_llama()
-    train(
-        model, Stream() if stateful else token_batches(20), noisy_loss, max_steps=10,
-        optimizer=muon_adamw(model), warmup_steps=3, schedule="trapezoid",
-        gradient_accumulation=2, metrics_path=folder / "metrics.csv", checkpoint_dir=folder,
-        checkpoint_every=2, evaluate=lambda m, step: {"draw": torch.rand(1)}, evaluate_every=3,
-    )  # fmt: skip
-    torch.save(model.state_dict(), folder / "final.pt")
-
-
-def kill_me() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def kill_in_line(number: int) -> None:
-    """SIGKILL before the ``number``-th line of training.py that is executed from now on."""
-    left = [number]
-
-    def trace(frame, event, arg):
-        if frame.f_code.co_filename != training.__file__:
-            return None
-        if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                kill_me()
-        return trace
-
-    sys.settrace(trace)
-
-
-def kill_in_save(number: int) -> None:
-    """SIGKILL when half of the ``number``-th checkpoint's bytes are on the disk."""
-    save, left = torch.save, [number]
-
-    def half_save(state, file):
-        left[0] -= 1
-        save(state, file)
-        if left[0] == 0:
-            file.truncate(file.tell() // 2)
-            os.fsync(file.fileno())
-            kill_me()
-
-    torch.save = half_save
-
-
-def fork(folder: Path, stateful: bool, prepare=None) -> int:
-    """Run (or go on with) the run in a process of its own; returns its wait status."""
-    if (child := os.fork()) == 0:
-        status = 1
-        try:
-            if prepare:
-                prepare()
-            the_run(folder, stateful)
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
-
-
-def drive(folder: Path) -> None:
-    """For both kinds of stream: one whole run, and one killed over and over until it is done."""
-    torch.set_num_threads(1)
-    import accelerate  # noqa: F401  these imports are slow: once, not in every child
-
-    muon_adamw(tiny_llama())
-    rng, report = random.Random(0), {}
-    for stateful in (True, False):
-        name = "stateful" if stateful else "plain"
-        whole, killed = folder / name / "whole", folder / name / "killed"
-        whole.mkdir(parents=True), killed.mkdir()
-        assert fork(whole, stateful) == 0
-        kills = [lambda n=n: kill_in_save(n) for n in (2, 1, 2)]
-        kills += [lambda n=n: kill_in_line(n) for n in rng.choices(range(20, 250), k=12)]
-        count = 0
-        for kill in kills:
-            status = fork(killed, stateful, kill)
-            if status == 0:
-                break
-            assert os.WTERMSIG(status) == signal.SIGKILL, status
-            count += 1
-            if (killed / "metrics.csv").exists():  # the last row may have been half written
-                with open(killed / "metrics.csv", "a") as file:
-                    file.write("99,0.12")
-        if not (killed / "final.pt").exists():
-            assert fork(killed, stateful) == 0
-        report[name] = count
-    print(json.dumps(report))
-
-
-def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
-    """SIGKILL half-way through writing a checkpoint, and before any line of the loop: the weights
-    and the metrics (but for the seconds) are those of the run that was left alone."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
-    result = subprocess.run([sys.executable, __file__, tmp_path], env=environment, text=True,
-                            capture_output=True, timeout=60)  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert all(count >= 6 for count in json.loads(result.stdout).values()), result.stdout
-    for kind in ("stateful", "plain"):
-        whole, killed = tmp_path / kind / "whole", tmp_path / kind / "killed"
-        a, b = torch.load(whole / "final.pt"), torch.load(killed / "final.pt")
-        assert all(torch.equal(a[name], b[name]) for name in a)
-        tables = [[{k: v for k, v in r.items() if k != "seconds"} for r in
-                   read_csv(f / "metrics.csv")] for f in (whole, killed)]  # fmt: skip
-        assert tables[0] == tables[1] and len(tables[0]) == 10
-
-
-# --- several processes --------------------------------------------------------------------------
-
-SCRIPT = """
-import json, sys
-sys.path.insert(0, {tests!r})
-from test_training import two_process_run
-two_process_run({folder!r})
-"""
-
-
-def mean_id_loss(model, batch):
-    return causal_lm_loss(model, batch), {"mean_id": batch["input_ids"].float().mean()}
-
-
-def two_process_run(folder: str) -> list[dict]:
-    """Three steps, then on to six from the checkpoint; then a batch of three rows."""
-    torch.set_num_threads(1)
-    for steps in (3, 6):
-        model = tiny_llama()
-        history = train(model, token_batches(6), mean_id_loss, max_steps=steps, lr=0.01,
-                        schedule="constant", mixed_precision="no", checkpoint_dir=folder,
-                        metrics_path=Path(folder) / "metrics.csv")  # fmt: skip
-    try:
-        train(model, token_batches(1, size=3), causal_lm_loss, max_steps=1)
-    except ValueError as error:
-        Path(folder, f"error-{os.environ.get('RANK')}").write_text(str(error))
-    return history
-
-
-def test_two_processes_give_the_loss_of_one(tmp_path):
-    """``accelerate launch`` on two CPU processes: each takes half of every batch. Without a GPU
-    ``--multi_gpu`` starts them on the CPU, with gloo."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "two")))
-    environment = os.environ | {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}",
-        "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
-               "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-               "--dynamo_backend=no", f"--main_process_port={port}", str(script)]  # fmt: skip
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr[-3000:]
-    two = read_csv(tmp_path / "two" / "metrics.csv")
-    one = two_process_run(str(tmp_path / "one"))
-    assert len(two) == len(one) == 6
-    for key in ("loss", "grad_norm", "mean_id"):
-        assert [float(r[key]) for r in two] == pytest.approx([r[key] for r in one], rel=1e-5), key
-    a, b = (load_checkpoint(tmp_path / n)["model"] for n in ("one", "two"))
-    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
-    for rank in "01":
-        message = (tmp_path / "two" / f"error-{rank}").read_text()
-        assert message.startswith("A batch of 3 rows cannot be shared equally by 2 processes")
-
-
-if __name__ == "__main__":
-    drive(Path(sys.argv[1]))

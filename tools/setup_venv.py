@@ -37,7 +37,7 @@ def fingerprint():
 
 def is_ready():
     try:
-        with open(STAMP) as file:
+        with open(STAMP, encoding="utf-8") as file:
             return file.read() == fingerprint() and os.path.exists(PYTHON)
     except OSError:
         return False
@@ -81,7 +81,7 @@ def pip(*args):
 
 
 def locked_torch():
-    with open(os.path.join(ROOT, "requirements.lock")) as file:
+    with open(os.path.join(ROOT, "requirements.lock"), encoding="utf-8") as file:
         return next(line.strip() for line in file if line.startswith("torch=="))
 
 
@@ -139,7 +139,7 @@ def main():
         free = shutil.disk_usage(ROOT).free
         reason = "the disk is full" if free < 200 * 1024**2 else "see pip's lines above"
         stop("Installing into .venv failed (%s). What is there is kept: run make again." % reason)
-    with open(STAMP + ".part", "w") as file:
+    with open(STAMP + ".part", "w", encoding="utf-8") as file:
         file.write(fingerprint())
     os.replace(STAMP + ".part", STAMP)
 

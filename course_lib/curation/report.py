@@ -3,7 +3,6 @@
 import argparse
 import json
 import multiprocessing
-import os
 import platform
 import re
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from course_lib.curation.duplicates import DuplicateIndex
 from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
+from course_lib.files import read_text, write_json
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
 
 STORED = Path(__file__).with_name("crawl_200k.json")
@@ -25,7 +25,7 @@ STORED = Path(__file__).with_name("crawl_200k.json")
 
 def stored() -> dict:
     """The figures of ``run(200_000)``, which come with the package."""
-    return json.loads(STORED.read_text())
+    return json.loads(read_text(STORED))
 
 
 @dataclass
@@ -184,14 +184,6 @@ def table(report: dict) -> str:
     return "\n".join(lines)
 
 
-def write_json(report: dict, path: Path) -> None:
-    """Write the file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(part, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m course_lib.curation", description=__doc__)
     parser.add_argument("--pages", type=int, default=10_000, help="default 10,000")
@@ -205,4 +197,5 @@ def main() -> None:
         parser.error(str(error))
     print(table(report))
     if args.out:
-        write_json(report, args.out)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.out, report)

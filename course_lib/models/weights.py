@@ -5,16 +5,15 @@ these models do not have are refused by name.
 """
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from course_lib.files import replacing
 from course_lib.models.base import Config, Model
 from course_lib.models.families import FAMILIES, FIXED, UNUSED, WITHOUT_EFFECT, Family, pairs
 
@@ -288,7 +287,8 @@ def save_pretrained(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` in transformers' format.
 
-    Both are written aside and then moved to their places: a stop leaves the old files whole.
+    Both are written aside and then moved to their places, the weights first: a stop leaves the old
+    files whole.
 
     Args:
         dtype: of the stored weights; the model's own when None.
@@ -300,10 +300,8 @@ def save_pretrained(
     weights = _export(model).items()
     weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in weights}
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
-    with TemporaryDirectory(dir=folder) as aside:
-        new_config, new_weights = (Path(aside, name) for name in FILES)
+    config_path, weights_path = (folder / name for name in FILES)
+    with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
         save_file(weights, new_weights, metadata={"format": "pt"})
-        new_config.write_text(json.dumps(fields, indent=2) + "\n")
+        new_config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         new_weights.chmod(new_config.stat().st_mode)  # safetensors hides its files from other users
-        for new in (new_weights, new_config):
-            os.replace(new, folder / new.name)

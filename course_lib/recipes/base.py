@@ -8,8 +8,6 @@ killed goes on where it was. At the end the model, its card and its evaluations 
 import argparse
 import csv
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from course_lib.files import read_text, write_bytes, write_json, write_text
 from course_lib.models import Llama, LlamaConfig, from_pretrained, save_pretrained
 from course_lib.optim import muon_adamw
 from course_lib.pretraining import causal_lm_loss
@@ -135,7 +134,7 @@ def keep_to_the_recipe(wanted: dict, build: Path) -> None:
         build.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
         return
-    noted = json.loads(path.read_text())
+    noted = json.loads(read_text(path))
     if changed := sorted(k for k in wanted | noted if wanted.get(k) != noted.get(k)):
         raise ValueError(
             f"{build} holds a run of another recipe (it differs in {', '.join(changed)}): going on "
@@ -174,11 +173,9 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
         )  # fmt: skip
 
     before = build / "before-last"
-    if not before.exists():
+    if not (before / "config.json").exists():  # the last that is written
         train_until(recipe.max_steps - recipe.last_steps)
-        part = build / "before-last.part"
-        save_pretrained(model, part)
-        os.replace(part, before)
+        save_pretrained(model, before)
     train_until(recipe.max_steps)
     early, late = from_pretrained(before).state_dict(), model.state_dict()
     model.load_state_dict({name: (early[name] + late[name]) / 2 for name in late})
@@ -219,19 +216,8 @@ def evaluate_snapshots(recipe: Recipe, build: Path = BUILD, items: int = 100) ->
                 figures[f"{name}_nats"] = nats
             figures = {name: round(value, 4) for name, value in figures.items()}
             write_json(done, {"step": step, "tokens": tokens, **figures})
-        table.append(json.loads(done.read_text()))
+        table.append(json.loads(read_text(done)))
     return table
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
-def write_json(path: Path, content: object) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _tokenizer(build: Path):
@@ -248,7 +234,7 @@ def final_figures(model: Llama, build: Path, seeds: tuple[int, ...] = (0, 1, 2))
 
 def loss_curve(build: Path, points: int = 200) -> list[dict]:
     """About ``points`` rows of the training metrics, each the mean over its stretch of steps."""
-    with open(build / "metrics.csv", newline="") as file:
+    with open(build / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)]
     size = max(1, len(rows) // points)
     chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -332,9 +318,7 @@ def ship_files(model: torch.nn.Module, folder: Path, tokenizer: Path) -> None:
     """The weights in fp16, and the files of the tokenizer from its folder."""
     save_pretrained(model, folder, dtype=torch.float16, eos_token_id=0, pad_token_id=1)
     for name in TOKENIZER_FILES:
-        part = folder / f"{name}.part"
-        shutil.copy(tokenizer / name, part)
-        os.replace(part, folder / name)
+        write_bytes(folder / name, (tokenizer / name).read_bytes())
 
 
 def ship(model: Llama, recipe: Recipe, build: Path = BUILD) -> list[dict]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from course_lib.chat import answered, encode_chat, turns
+from course_lib.files import write_json, write_text
 from course_lib.optim import muon_adamw
 from course_lib.recipes.base import (
     SHIPPED,
@@ -23,8 +24,6 @@ from course_lib.recipes.base import (
     keep_to_the_recipe,
     loss_curve,
     ship_files,
-    write_json,
-    write_text,
 )
 from course_lib.rows import batches, document_row, mix
 from course_lib.sft import sft_loss

@@ -7,10 +7,11 @@ card (README.md) and its evaluation; ``checksums.json`` holds the SHA-256 of eve
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
+
+from course_lib.files import read_text, write_json
 
 HERE = Path(__file__).parent
 STAGES = ("base", "instruct", "preference", "reasoning")
@@ -25,7 +26,7 @@ def _sha256(path: Path) -> str:
 def _read_checksums() -> dict[str, dict[str, list]]:
     """Stage -> file -> [bytes, SHA-256]; empty when nothing is shipped."""
     try:
-        return json.loads(CHECKSUMS.read_text())
+        return json.loads(read_text(CHECKSUMS))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -102,9 +103,7 @@ def write_checksums() -> None:
         for stage in STAGES
         if (HERE / stage / "model.safetensors").exists()
     }
-    part = CHECKSUMS.with_suffix(".part")
-    part.write_text(json.dumps(sums, indent=1) + "\n")
-    os.replace(part, CHECKSUMS)
+    write_json(CHECKSUMS, sums)
 
 
 if __name__ == "__main__":

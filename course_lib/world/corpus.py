@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from course_lib.files import replacing
 from course_lib.world.documents import KINDS, MIXES
 
 DOCUMENTS_PER_SHARD = 2000
@@ -167,10 +168,12 @@ def write_rows(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = -(-tokens // row_length)
-        part = path.with_suffix(".part")
-        array = np.lib.format.open_memmap(part, "w+", np.uint16, (rows, row_length))
-        done = 0
-        with tqdm(total=rows * row_length, unit="tok", unit_scale=True, desc="corpus") as bar:
+        done, tokens = 0, rows * row_length
+        with (
+            replacing(path) as part,
+            tqdm(total=tokens, unit="tok", unit_scale=True, desc="corpus") as bar,
+        ):
+            array = np.lib.format.open_memmap(part, "w+", np.uint16, (rows, row_length))
             for block in packed_rows(seed, tokenizer_path, row_length, processes, mix):
                 block = block[: rows - done]
                 array[done : done + len(block)] = block
@@ -178,6 +181,5 @@ def write_rows(
                 bar.update(block.size)
                 if done == rows:
                     break
-        array.flush()
-        part.rename(path)
+            array.flush()
     return np.load(path, mmap_mode="r")
