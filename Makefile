@@ -1,5 +1,9 @@
 # Every target makes .venv first if it is missing or out of date.
 PY := .venv/bin/python
+# Python, its kernels and its packages are those of .venv, whatever the shell was set up for.
+export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE
+export PYTHONUTF8 := 1
 # Everything a run writes outside the sources stays in build/: works for users without a home, too.
 export JUPYTER_RUNTIME_DIR := $(CURDIR)/build/jupyter
 export JUPYTER_CONFIG_DIR := $(CURDIR)/build/jupyter-config
@@ -10,8 +14,6 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 # A thread that waits spends no processor time: two processes on two cores do not slow each other.
 export OMP_WAIT_POLICY ?= passive
-# Another Jupyter's kernels, if the user has one.
-unexport JUPYTER_PATH
 
 .PHONY: help venv book test parity notebooks studies lint bench model clean
 

@@ -15,6 +15,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
+from kernels import use_this_python  # noqa: E402
+
+use_this_python()  # nbval's kernels
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(ROOT / "tests" / "offline"), os.environ.get("PYTHONPATH", "")])
 )
@@ -24,7 +27,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # make test runs two processes on two cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads spend no processor time
 os.environ.pop("COURSE_LEDGER", None)  # tests write into no tracked file
-os.environ.pop("JUPYTER_PATH", None)  # another Jupyter's kernels
 
 SLACK = 3.0
 """A notebook fails when it does this many times the work of its ceiling: processor seconds depend

@@ -2,18 +2,21 @@
 
 A model is anything that follows transformers' calling convention, together with its tokenizer, or
 any function from text to text, such as one that calls an API.
-Simplified away: chat templates; retries and rate limits of an API; a stop string of several tokens
-is cut off afterwards, and does not end the writing.
+Simplified away: retries and rate limits of an API; a stop string of several tokens is cut off
+afterwards, and does not end the writing. Chats are in ``course_lib.chat``.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from course_lib.generation import _block_size, generate
+from course_lib.generation import EndTokens, _block_size, end_ids
 from course_lib.measuring import cut
+from course_lib.rollout import pad_left as pad_left
+from course_lib.rollout import responses, rollout
+from course_lib.runtime import model_device as model_device
 
 TextModel = Callable[[str], str]
 Model = nn.Module | TextModel
@@ -23,9 +26,14 @@ T = TypeVar("T")
 # --- prompts that fit ---------------------------------------------------------------------------
 
 
-def token_counter(tokenizer) -> Callable[[str], int]:
-    """The function that counts a text's tokens."""
-    return lambda text: len(tokenizer(text)["input_ids"])
+def token_counter(tokenizer, add_special_tokens: bool = True) -> Callable[[str], int]:
+    """The function that counts a text's tokens.
+
+    Args:
+        add_special_tokens: count a start token that the tokenizer puts before every text; not for
+            chats, whose format has written theirs.
+    """
+    return lambda text: len(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
 
 
 def context_size(model: nn.Module) -> float:
@@ -71,14 +79,20 @@ def fit(
 # --- completions --------------------------------------------------------------------------------
 
 
-def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
+def encode(
+    tokenizer, texts: Sequence[str], add_special_tokens: bool = True
+) -> list[list[int]]:  # fmt: skip
     """Token ids of prompts.
+
+    Args:
+        add_special_tokens: see ``token_counter``.
 
     Raises:
         ValueError: one text instead of several, an empty prompt.
     """
     _check_texts(texts)
-    rows = [list(tokenizer(text)["input_ids"]) for text in texts]
+    rows = [list(tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+            for text in texts]  # fmt: skip
     if [] in rows:
         raise ValueError(
             f"Prompt {rows.index([])} has no token: there is nothing to continue. Start from the "
@@ -92,19 +106,6 @@ def _check_texts(prompts: Sequence[str]) -> None:
         raise ValueError("prompts is one text: put it into a list, [prompt].")
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad: int = 0) -> tuple[Tensor, Tensor]:
-    """input_ids and attention_mask, (B, T), of rows of different lengths.
-
-    Example:
-        >>> pad_left([[5, 6], [7]])
-        (tensor([[5, 6], [0, 7]]), tensor([[1, 1], [0, 1]]))
-    """
-    width = max(map(len, rows))
-    ids = [[pad] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
-
-
 def watched(items: Iterable[T], shown: bool, name: str) -> Iterable[T]:
     """The items, with a progress bar where it is wanted."""
     if not shown:
@@ -112,10 +113,6 @@ def watched(items: Iterable[T], shown: bool, name: str) -> Iterable[T]:
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=name)
-
-
-def model_device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def complete(
@@ -128,6 +125,8 @@ def complete(
     top_p: float | None = None,
     stop: str | None = "\n",
     generator: torch.Generator | None = None,
+    eos_token_id: EndTokens = None,
+    add_special_tokens: bool = True,
     batch_size: int = 128,
     progress: bool = False,
 ) -> list[str]:
@@ -139,6 +138,8 @@ def complete(
         tokenizer: None for a function from text to text.
         temperature, top_p, generator: see ``generate``; greedy by default.
         stop: the completion ends before it; None = where the model ends it.
+        eos_token_id: where the model ends it; the tokenizer's when None.
+        add_special_tokens: see ``token_counter``.
 
     Raises:
         ValueError: a model without its tokenizer, an empty prompt, a prompt that does not fit.
@@ -149,16 +150,18 @@ def complete(
         return [cut(_ask(model, p), stop) for p in watched(prompts, progress, "completions")]
     if tokenizer is None:
         raise ValueError("This model reads token ids: give its tokenizer too.")
-    end, eos = _stop_token(tokenizer, stop), getattr(tokenizer, "eos_token_id", None)
+    if eos_token_id is None:
+        eos_token_id = getattr(tokenizer, "eos_token_id", None)
+    ends = end_ids(eos_token_id)
     completions: list[str] = []
     for i in watched(range(0, len(prompts), batch_size), progress, "completions"):
-        ids, mask = pad_left(encode(tokenizer, prompts[i : i + batch_size]))
-        out = generate(model, ids.to(model_device(model)), mask.to(model_device(model)),
-                       max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-                       eos_token_id=end, generator=generator)  # fmt: skip
-        for row in out[:, ids.shape[1] :].tolist():
-            row = row[: row.index(eos)] if eos in row else row
-            completions.append(cut(tokenizer.decode(row), stop))
+        rows = encode(tokenizer, prompts[i : i + batch_size], add_special_tokens)
+        batch = rollout(model, rows, max_new_tokens=max_new_tokens, temperature=temperature,
+                        top_p=top_p, eos_token_id=(*ends, *_stop_token(tokenizer, stop)),
+                        generator=generator)  # fmt: skip
+        for row in responses(batch):
+            text = tokenizer.decode(row[:-1] if row[-1] in ends else row)
+            completions.append(cut(text, stop))
     return completions
 
 
@@ -172,10 +175,7 @@ def _ask(model: TextModel, prompt: str) -> str:
     return text
 
 
-def _stop_token(tokenizer, stop: str | None) -> int | None:
-    """The token that ends a row: ``stop`` where it is one token, else the end of the text."""
-    if stop:
-        ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1:
-            return ids[0]
-    return getattr(tokenizer, "eos_token_id", None)
+def _stop_token(tokenizer, stop: str | None) -> tuple[int, ...]:
+    """The token that ``stop`` is, if it is one."""
+    ids = tokenizer(stop, add_special_tokens=False)["input_ids"] if stop else ()
+    return tuple(ids) if len(ids) == 1 else ()

@@ -2,14 +2,36 @@
 
 ``generate`` and ``generate_reference`` draw the same tokens from the same generator; tests hold
 them together. Both take our models and any ``AutoModelForCausalLM``; ``generate_seq2seq`` is for
-encoder-decoders.
+encoder-decoders. All three sample with the model in evaluation mode and without gradients, and
+leave it in the mode in which it came.
 Simplified away: beam search, repetition penalties, streaming.
 """
 
 import math
+import operator
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
+
+from course_lib.ops import long_ids
+from course_lib.runtime import evaluation_mode
+
+EndTokens = int | Sequence[int] | None
+"""The token that ends a row, several such (Llama 3, Qwen), or none."""
+
+
+def _samples(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run it without gradients, the model in evaluation mode."""
+
+    @wraps(function)
+    @torch.no_grad()
+    def run(model: nn.Module, *args, **kwargs) -> Tensor:
+        with evaluation_mode(model):
+            return function(model, *args, **kwargs)
+
+    return run
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -42,21 +64,38 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
     uniforms: Tensor | None = None,
+    *,
+    rows: Tensor | None = None,
+    step: int = 0,
 ) -> Tensor:
     """One token a row, by inverting the cumulative distribution (much faster than multinomial).
 
     Args:
-        logits: (B, V).
+        logits: (B, V); -inf for tokens that must not come.
         temperature: divides the logits; 0 takes the likeliest token.
         uniforms: (B,) numbers in [0, 1), one a row; not needed at temperature 0.
+        rows, step: which rows (B,) and which new token these are, for the error alone.
 
     Returns:
         (B,) token ids.
+
+    Raises:
+        FloatingPointError: a row with NaN or inf, or with nothing but -inf.
     """
-    if temperature == 0:
-        return logits.argmax(-1)
+    token = logits.argmax(-1) if temperature == 0 else None
+    # The largest logit is NaN where any is. Either way it costs no further pass over the logits.
+    best = logits.amax(-1) if token is None else logits.gather(-1, token[:, None])[:, 0]  # (B,)
+    if not best.isfinite().all():
+        row = int((~best.isfinite()).nonzero()[0])
+        raise FloatingPointError(
+            f"The logits of new token {step} of row {row if rows is None else int(rows[row])} have "
+            f"{float(best[row])} as their largest: no token can be drawn. Look for weights that "
+            "are not finite, and compute in float32 or bfloat16 where float16 overflows."
+        )
+    if token is not None:
+        return token
     # At most 0: dividing by a small temperature gives -inf at worst, never inf - inf.
-    logits = logits.float() - logits.float().amax(-1, keepdim=True)
+    logits = logits.float() - best.float()[:, None]
     logits = filter_logits(logits / temperature, top_k, top_p)
     cumulative = logits.softmax(-1).cumsum(-1)  # (B, V)
     total = cumulative[:, -1:]  # (B, 1): rounding leaves it near 1, not at it
@@ -84,20 +123,40 @@ def check_prompts(
         input_ids, attention_mask: (B, T), the mask of dtype int64.
 
     Raises:
-        ValueError: an empty prompt, a prompt longer than the context leaves room for, ids outside
-            the vocabulary, a mask of another shape or with holes.
+        ValueError: an empty prompt, a prompt longer than the context leaves room for, ids that are
+            not whole numbers or outside the vocabulary, a mask of another shape or with holes.
 
     Example: the first prompt moves to the right.
         >>> check_prompts(model, torch.tensor([[5, 6, 0], [7, 8, 9]]),
         ...               torch.tensor([[1, 1, 0], [1, 1, 1]]), max_new_tokens=4)
         (tensor([[0, 5, 6], [7, 8, 9]]), tensor([[0, 1, 1], [1, 1, 1]]))
     """
-    if input_ids.ndim != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+    input_ids, mask = _check_ids(model, input_ids, attention_mask)
+    mask = _check_mask(mask)
+    room, longest = _block_size(model) - max_new_tokens, int(mask.sum(1).max())
+    if longest > room:
         raise ValueError(
-            f"input_ids must be integers of shape (B, T) with at least one token, got "
-            f"{tuple(input_ids.shape)} of {input_ids.dtype}: an empty prompt has nothing to "
-            "continue. Start from the end-of-text token instead."
+            f"The longest prompt has {longest} tokens and {max_new_tokens} are to follow: "
+            f"{longest - room} too many for the context of {_block_size(model)}. Shorten the "
+            "prompt or ask for fewer new tokens."
         )
+    if not mask[:, -1].all():  # padded on the right: a stable sort puts the padding first
+        order = mask.int().argsort(dim=1, stable=True)
+        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+    return input_ids, mask.long()
+
+
+def _check_ids(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) of dtype int64 and their mask of dtype bool, if they are ids of this model."""
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise ValueError(
+            f"input_ids must be of shape (B, T) with at least one token, got "
+            f"{tuple(input_ids.shape)}: an empty prompt has nothing to continue. Start from the "
+            "end-of-text token instead."
+        )
+    input_ids = long_ids(input_ids, "input_ids")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     if mask.shape != input_ids.shape:
         raise ValueError(
@@ -110,18 +169,7 @@ def check_prompts(
             f"input_ids span {low}..{high}, the vocabulary 0..{model.config.vocab_size - 1}: was "
             "the text tokenised with this model's tokenizer?"
         )
-    mask = _check_mask(mask.bool())
-    room, longest = _block_size(model) - max_new_tokens, int(mask.sum(1).max())
-    if longest > room:
-        raise ValueError(
-            f"The longest prompt has {longest} tokens and {max_new_tokens} are to follow: "
-            f"{longest - room} too many for the context of {_block_size(model)}. Shorten the "
-            "prompt or ask for fewer new tokens."
-        )
-    if not mask[:, -1].all():  # padded on the right: a stable sort puts the padding first
-        order = mask.int().argsort(dim=1, stable=True)
-        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
-    return input_ids, mask.long()
+    return input_ids, mask.bool()
 
 
 def _check_mask(mask: Tensor) -> Tensor:
@@ -141,9 +189,25 @@ def _check_mask(mask: Tensor) -> Tensor:
     )
 
 
+def end_ids(eos_token_id: EndTokens) -> tuple[int, ...]:
+    """The tokens that end a row, in the order given.
+
+    Example:
+        >>> end_ids(None), end_ids(2), end_ids([128001, 128009])
+        ((), (2,), (128001, 128009))
+    """
+    if eos_token_id is None:
+        return ()
+    try:
+        return (operator.index(eos_token_id),)
+    except TypeError:
+        return tuple(operator.index(token) for token in eos_token_id)
+
+
 def _check_settings(
     model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id
-) -> None:
+) -> tuple[tuple[int, ...], int | None]:
+    """The tokens that end a row, and what is written behind them."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     if not 0 <= temperature < math.inf:
@@ -155,9 +219,17 @@ def _check_settings(
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}; None keeps every token.")
     last = model.config.vocab_size - 1
-    for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
-        if token is not None and not 0 <= token <= last:
-            raise ValueError(f"{name}={token} is not a token: the vocabulary is 0..{last}.")
+    ends, pads = end_ids(eos_token_id), end_ids(pad_token_id)
+    for name, tokens in (("eos_token_id", ends), ("pad_token_id", pads)):
+        for token in tokens:
+            if not 0 <= token <= last:
+                raise ValueError(f"{name}={token} is not a token: the vocabulary is 0..{last}.")
+    return ends, (*pads, *ends, None)[0]
+
+
+def _ends(token: Tensor, ends: tuple[int, ...]) -> Tensor:
+    """(B,): whether each token is one that ends a row."""
+    return torch.stack([token == end for end in ends]).any(0)
 
 
 def _uniforms(rows: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -166,7 +238,7 @@ def _uniforms(rows: int, generator: torch.Generator | None, device: torch.device
     return torch.rand(rows, generator=generator, device=source).to(device)
 
 
-@torch.no_grad()
+@_samples
 def generate(
     model: nn.Module,
     input_ids: Tensor,
@@ -176,7 +248,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: EndTokens = None,
     pad_token_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -189,8 +261,8 @@ def generate(
         max_new_tokens: how many tokens at most; fewer when every row has ended.
         temperature: divides the logits; 0 is greedy.
         top_k, top_p: see ``filter_logits``.
-        eos_token_id: ends a row; it is kept, and ``pad_token_id`` follows it.
-        pad_token_id: ``eos_token_id`` when None.
+        eos_token_id: ends a row, one token or several; it is kept, and ``pad_token_id`` follows.
+        pad_token_id: the first of ``eos_token_id`` when None.
         generator: draws one number a row and step, also for rows that have ended.
 
     Returns:
@@ -198,12 +270,13 @@ def generate(
 
     Raises:
         ValueError: see ``check_prompts``; settings out of range.
+        FloatingPointError: logits that are not finite.
     """
-    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
+    ends, pad = _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id,
+                                pad_token_id)  # fmt: skip
     ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
     B, T = ids.shape
     padded = not bool(mask.all())
-    pad = eos_token_id if pad_token_id is None else pad_token_id
     out = ids.new_empty(B, T + max_new_tokens)
     out[:, :T] = ids
     full_mask = torch.cat([mask, mask.new_ones(B, max_new_tokens)], dim=1)
@@ -222,19 +295,20 @@ def generate(
         )
         cache = result.past_key_values
         uniforms = None if temperature == 0 else _uniforms(B, generator, ids.device)[rows]
-        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms)  # (rows,)
+        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms,
+                       rows=rows, step=end - T)  # (rows,)  # fmt: skip
         out[rows, end] = token
         step_ids, start = token[:, None], end
-        if eos_token_id is not None:
-            rows, step_ids, cache = _drop_ended(rows, step_ids, cache, eos_token_id, out, end, pad)
+        if ends:
+            rows, step_ids, cache = _drop_ended(rows, step_ids, cache, ends, out, end, pad)
             if len(rows) == 0:
                 return out[:, : end + 1]
     return out
 
 
-def _drop_ended(rows, step_ids, cache, eos_token_id: int, out: Tensor, end: int, pad: int):
+def _drop_ended(rows, step_ids, cache, ends: tuple[int, ...], out: Tensor, end: int, pad: int):
     """Stop computing rows that have ended; what is left of them is padding."""
-    going = step_ids[:, 0] != eos_token_id
+    going = ~_ends(step_ids[:, 0], ends)
     if going.all():
         return rows, step_ids, cache
     out[rows[~going], end + 1 :] = pad
@@ -246,7 +320,7 @@ def _drop_ended(rows, step_ids, cache, eos_token_id: int, out: Tensor, end: int,
     return rows[keep], step_ids[keep], cache
 
 
-@torch.no_grad()
+@_samples
 def generate_reference(
     model: nn.Module,
     input_ids: Tensor,
@@ -256,23 +330,23 @@ def generate_reference(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: EndTokens = None,
     pad_token_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """``generate`` without a cache: reads the whole text again for every token. Slow and plain."""
-    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
+    ends, pad = _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id,
+                                pad_token_id)  # fmt: skip
     ids, mask = check_prompts(model, input_ids, attention_mask, max_new_tokens)
-    pad = eos_token_id if pad_token_id is None else pad_token_id
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits = model(ids, attention_mask=mask, position_ids=positions).logits[:, -1]
         uniforms = None if temperature == 0 else _uniforms(len(ids), generator, ids.device)
-        token = sample(logits, temperature, top_k, top_p, uniforms)
-        if eos_token_id is not None:
+        token = sample(logits, temperature, top_k, top_p, uniforms, step=step)
+        if ends:
             token = token.masked_fill(ended, pad)
-            ended |= token == eos_token_id
+            ended |= _ends(token, ends)
         ids = torch.cat([ids, token[:, None]], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
         if ended.all():
@@ -280,7 +354,7 @@ def generate_reference(
     return ids
 
 
-@torch.no_grad()
+@_samples
 def generate_seq2seq(
     model: nn.Module,
     input_ids: Tensor,
@@ -290,7 +364,7 @@ def generate_seq2seq(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: EndTokens = None,
     pad_token_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -304,22 +378,26 @@ def generate_seq2seq(
         (B, 1 + new): the model's start token and the target.
 
     Raises:
-        ValueError: settings out of range, or more tokens than the decoder has positions for.
+        ValueError: settings out of range, more tokens than the decoder has positions for, sources
+            that are empty or no ids of the model.
+        FloatingPointError: logits that are not finite.
     """
-    _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id, pad_token_id)
+    ends, pad = _check_settings(model, max_new_tokens, temperature, top_k, top_p, eos_token_id,
+                                pad_token_id)  # fmt: skip
+    input_ids, _ = _check_ids(model, input_ids, attention_mask)
     if max_new_tokens > _block_size(model):
         raise ValueError(
             f"max_new_tokens={max_new_tokens} is more than the decoder's context of "
             f"{_block_size(model)}: ask for fewer."
         )
-    config, pad = model.config, eos_token_id if pad_token_id is None else pad_token_id
+    config = model.config
     ours = hasattr(config, "start_token_id")
     start = config.start_token_id if ours else config.decoder_start_token_id
     out = input_ids.new_full((len(input_ids), 1), start)
     ended = torch.zeros(len(out), dtype=torch.bool, device=out.device)
     source = {"input_ids": input_ids}
     cache = None
-    for _ in range(max_new_tokens):
+    for step in range(max_new_tokens):
         result = model(
             **source, attention_mask=attention_mask, decoder_input_ids=out[:, -1:],
             past_key_values=cache, use_cache=True,
@@ -327,10 +405,10 @@ def generate_seq2seq(
         source = {"encoder_outputs": (result.encoder_last_hidden_state,)}
         cache = result.past_key_values
         uniforms = None if temperature == 0 else _uniforms(len(out), generator, out.device)
-        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms)
-        if eos_token_id is not None:
+        token = sample(result.logits[:, -1], temperature, top_k, top_p, uniforms, step=step)
+        if ends:
             token = token.masked_fill(ended, pad)
-            ended |= token == eos_token_id
+            ended |= _ends(token, ends)
         out = torch.cat([out, token[:, None]], dim=1)
         if ended.all():
             break

@@ -1,6 +1,6 @@
 """From what a model wrote to a figure with its interval: parse, grade, count.
 
-Needs no torch.
+Shares of items have Wilson's interval, means over seeds have Student's. Needs no torch.
 """
 
 import math
@@ -74,6 +74,42 @@ def wilson(share: float, items: int, z: float = 1.96) -> Interval:
     grown = 1 + z * z / items
     spread = math.sqrt(share * (1 - share) / items + (z / items / 2) ** 2)
     return Interval((share + z * z / items / 2) / grown, z / grown * spread)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Predictions beside the right answers."""
+
+    predictions: tuple[str, ...]
+    hits: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.hits) / len(self.hits)
+
+    @property
+    def interval(self) -> Interval:
+        """The accuracy's 95 % interval; its items count as drawn independently."""
+        return wilson(self.accuracy, len(self.hits))
+
+    def __str__(self) -> str:
+        """E.g. ``0.750 (95 %: 0.301 to 0.954, n = 4)``."""
+        low, high = self.interval.low, self.interval.high
+        return f"{self.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}, n = {len(self.hits)})"
+
+
+def grade(predictions: Sequence[str], answers: Sequence[str]) -> Result:
+    """Exact match, letter by letter.
+
+    Raises:
+        ValueError: no predictions, or not one for each answer.
+    """
+    if not predictions or len(predictions) != len(answers):
+        raise ValueError(
+            f"{len(predictions)} predictions for {len(answers)} answers: give one for each, and "
+            "at least one."
+        )
+    return Result(tuple(predictions), tuple(p == a for p, a in zip(predictions, answers)))
 
 
 def mean_interval(values: Sequence[float], level: float = 0.99) -> tuple[float, float, float]:

@@ -11,8 +11,47 @@ IGNORE_INDEX = -100
 """Label of a position that carries no loss: prompt or padding."""
 
 
+def long_ids(ids: Tensor, name: str) -> Tensor:
+    """The token ids or labels as int64, which embeddings and losses ask for.
+
+    Every function of the package that takes ids takes any whole numbers: int32 comes from many
+    data sets, uint16 from token files.
+
+    Args:
+        name: what the error calls them.
+
+    Raises:
+        ValueError: numbers that are not whole, or a mask.
+    """
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"{name} must be integers, one a token, got {ids.dtype} of shape "
+            f"{tuple(ids.shape)}."
+        )
+    return ids.long()
+
+
+def shift_labels(labels: Tensor) -> Tensor:
+    """The label that each position predicts: that of the next token.
+
+    The only place of the package that shifts labels to predictions. (Decoders of encoder-decoders
+    have it the other way round: ``pretraining.shift_right`` shifts what they read.)
+
+    Args:
+        labels: (B, T), unshifted; ``IGNORE_INDEX`` where there is none.
+
+    Returns:
+        (B, T): entry t is labels[t+1], and ``IGNORE_INDEX`` at the end, where no token follows.
+
+    Example:
+        >>> shift_labels(torch.tensor([[-100, 5, 6]]))
+        tensor([[   5,    6, -100]])
+    """
+    return F.pad(long_ids(labels, "labels")[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each next token. The only place of the package that shifts.
+    """Log-probability of each next token.
 
     Args:
         logits: (B, T, V), position t predicts token t + 1.
@@ -33,13 +72,42 @@ def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
             f"logits must be (B, T, V) and labels (B, T), got {tuple(logits.shape)} and "
             f"{tuple(labels.shape)}."
         )
-    targets = labels[:, 1:]  # (B, T-1)
+    targets = shift_labels(labels)  # (B, T)
     keep = targets != IGNORE_INDEX
     # Prompts and padding are most of many batches: only the N rows that count are normalised.
-    places = F.pad(keep, (0, 1)).flatten().nonzero().squeeze(1)  # (N,)
-    rows = logits.flatten(0, 1).index_select(0, places).float()  # (N, V)
+    counted = keep.flatten().nonzero().squeeze(1)  # (N,)
+    rows = logits.flatten(0, 1).index_select(0, counted).float()  # (N, V)
     logprobs = -F.cross_entropy(rows, targets[keep], reduction="none")  # (N,)
-    return logprobs.new_zeros(targets.shape).masked_scatter(keep, logprobs)
+    keep = keep[:, :-1]  # (B, T-1): the last position predicts nothing
+    return logprobs.new_zeros(keep.shape).masked_scatter(keep, logprobs)
+
+
+def sequence_logprobs(logits: Tensor, labels: Tensor, *, mean: bool = False) -> Tensor:
+    """Log-probability of each response: the ``logps`` of preference losses.
+
+    Args:
+        logits: (B, T, V), position t predicts token t + 1.
+        labels: (B, T), unshifted; ``IGNORE_INDEX`` on prompt and padding.
+        mean: the mean over the response's tokens instead of their sum. A sum falls with every
+            token, the mean does not punish long responses.
+
+    Returns:
+        (B,); 0 where a row has no label.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+
+    Example: uniform logits over V = 4, two labels and one: 2 log(1/4) and log(1/4).
+        >>> labels = torch.tensor([[-100, 1, 2], [-100, 3, -100]])
+        >>> sequence_logprobs(torch.zeros(2, 3, 4), labels)
+        tensor([-2.7726, -1.3863])
+        >>> sequence_logprobs(torch.zeros(2, 3, 4), labels, mean=True)
+        tensor([-1.3863, -1.3863])
+    """
+    logprobs = token_logprobs(logits, labels)  # (B, T-1)
+    if mean:
+        return masked_mean(logprobs, shift_labels(labels)[:, :-1] != IGNORE_INDEX, dim=1)
+    return logprobs.sum(1)
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:

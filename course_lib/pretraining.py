@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from course_lib.denoising import corrupt_spans, denoise, infill_text, permute_sentences
-from course_lib.ops import IGNORE_INDEX
+from course_lib.models import mask_inputs
+from course_lib.ops import IGNORE_INDEX, long_ids, shift_labels
+from course_lib.rows import pad_rows
 from course_lib.training import counted
 
 __all__ = [
@@ -34,7 +36,7 @@ def causal_labels(input_ids: Tensor, attention_mask: Tensor | None = None) -> Te
         attention_mask: (B, T), 1 = keep; positions with 0 become ``IGNORE_INDEX``.
 
     Returns:
-        (B, T). ``ops.token_logprobs`` and ``causal_lm_loss`` do the shift.
+        (B, T). ``ops.shift_labels`` does the shift, in ``causal_lm_loss``.
 
     Raises:
         ValueError: the mask has another shape.
@@ -43,7 +45,7 @@ def causal_labels(input_ids: Tensor, attention_mask: Tensor | None = None) -> Te
         >>> causal_labels(torch.tensor([[7, 8, 1]]), torch.tensor([[1, 1, 0]])).tolist()
         [[7, 8, -100]]
     """
-    labels = input_ids.clone()
+    labels = long_ids(input_ids, "input_ids").clone()
     if attention_mask is not None:
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
@@ -61,14 +63,13 @@ def causal_lm_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         batch: ``input_ids`` (B, T); optionally ``attention_mask`` and ``labels``, both (B, T).
 
     Returns:
-        A scalar, the mean over every kept position whose next token is not ignored (0 when there
-        is none). Padding on the left predicts nothing, so both sides of padding give one loss.
+        A scalar, the mean over every kept position whose next token is not ignored; 0 when there
+        is none. Padding on the left predicts nothing, so both sides of padding give one loss.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch["labels"] if "labels" in batch else causal_labels(input_ids, mask)
-    logits = model(input_ids, attention_mask=mask).logits  # (B, T, V)
-    # Shifting the labels instead of the logits spares a copy of the largest tensor of the step.
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T)
+    logits = model(input_ids, **mask_inputs(model, mask)).logits  # (B, T, V)
+    targets = shift_labels(labels)  # (B, T)
     if mask is not None:
         targets = targets.masked_fill(~mask.bool(), IGNORE_INDEX)
     return _mean_nll(logits, targets)
@@ -124,6 +125,7 @@ def mask_tokens(
             f"replace_prob={replace_prob} and random_prob={random_prob} are shares of the chosen "
             "tokens: neither may be negative, and together they are at most 1."
         )
+    input_ids = long_ids(input_ids, "input_ids")
     home, device = generator.device, input_ids.device
     chance = torch.rand(2, *input_ids.shape, generator=generator, device=home).to(device)
     words = torch.randint(vocab_size, input_ids.shape, generator=generator, device=home).to(device)
@@ -186,6 +188,7 @@ def _mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
         raise ValueError(
             f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must agree in (B, T)."
         )
+    labels = long_ids(labels, "labels")
     total = F.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
@@ -256,15 +259,10 @@ def collate_pairs(
     sources, targets = ([[*pair[side], *end] for pair in pairs] for side in (0, 1))
     if not pairs or not all(sources) or not all(targets):
         raise ValueError("There must be pairs, and no source and no target may be empty.")
-
-    def padded(rows: list[list[int]], value: int) -> Tensor:
-        width = max(map(len, rows))
-        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
-
-    labels = padded(targets, IGNORE_INDEX)
+    labels = pad_rows(targets, IGNORE_INDEX)
     return {
-        "input_ids": padded(sources, pad_id),
-        "attention_mask": padded([[1] * len(row) for row in sources], 0),
+        "input_ids": pad_rows(sources, pad_id),
+        "attention_mask": pad_rows([[1] * len(row) for row in sources], 0),
         "labels": labels,
         "decoder_input_ids": shift_right(labels, decoder_start_token_id, pad_id),
         # decoder_input_ids[t] is read to predict labels[t], so both have the same padding.

@@ -6,12 +6,13 @@ Simplified away: weights of single examples or turns; rows longer than the conte
 """
 
 import math
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from course_lib.ops import IGNORE_INDEX
 
@@ -32,13 +33,38 @@ def document_row(tokenizer, text: str, block_size: int) -> Row:
     return {"input_ids": ids, "labels": list(ids)}
 
 
-def collate(rows: Sequence[Row], pad_id: int, mask_prompt: bool = True) -> dict[str, Tensor]:
-    """A batch of rows, padded on the right.
+def pad_rows(rows: Sequence[Sequence[int]], value: int, side: str = "right") -> Tensor:
+    """One tensor (B, T) of rows of different lengths, T the longest.
+
+    Args:
+        value: what fills the shorter rows.
+        side: ``"right"`` or ``"left"``, where it stands.
+
+    Raises:
+        ValueError: no rows.
+
+    Example:
+        >>> pad_rows([[5, 6], [7]], value=0), pad_rows([[5, 6], [7]], value=0, side="left")
+        (tensor([[5, 6],
+                [7, 0]]), tensor([[5, 6],
+                [0, 7]]))
+    """
+    if not rows:
+        raise ValueError("There are no rows to pad: a batch needs at least one.")
+    columns = [torch.tensor(row, dtype=torch.long) for row in rows]
+    return pad_sequence(columns, batch_first=True, padding_value=value, padding_side=side)
+
+
+def collate(
+    rows: Sequence[Row], pad_id: int, mask_prompt: bool = True, side: str = "right"
+) -> dict[str, Tensor]:
+    """A batch of rows, padded at one side.
 
     Args:
         rows: of ``encode_chat`` and ``document_row``, or of ``pack``.
         mask_prompt: take the loss on the labels of the rows; if False on every token, the prompts
             included.
+        side: of the padding. On the left, ``position_ids`` come too, which start behind it.
 
     Returns:
         ``input_ids``, ``labels`` and ``attention_mask``, (B, T). Packed rows get ``position_ids``
@@ -71,24 +97,33 @@ def collate(rows: Sequence[Row], pad_id: int, mask_prompt: bool = True) -> dict[
     packed = ["position_ids" in row for row in rows]
     if not rows or any(packed) != all(packed):
         raise ValueError("A batch needs rows, all of them packed or none.")
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def padded(columns: Iterable[list[int]], value: int) -> Tensor:
-        return torch.tensor([column + [value] * (width - len(column)) for column in columns])
-
-    ids = padded((row["input_ids"] for row in rows), pad_id)
-    labels = padded((row["labels"] for row in rows), IGNORE_INDEX)
-    mask = padded(([1] * len(row["input_ids"]) for row in rows), 0)
-    batch = {"input_ids": ids, "labels": labels}
+    ids = pad_rows([row["input_ids"] for row in rows], pad_id, side)
+    mask = pad_rows([[1] * len(row["input_ids"]) for row in rows], 0, side)
+    labels = pad_rows([row["labels"] for row in rows], IGNORE_INDEX, side)
+    batch = {
+        "input_ids": ids,
+        "labels": labels if mask_prompt else ids.masked_fill(mask == 0, IGNORE_INDEX),
+    }
     if all(packed):
-        batch["position_ids"] = padded((row["position_ids"] for row in rows), 0)
+        batch["position_ids"] = pad_rows([row["position_ids"] for row in rows], 0, side)
     else:
         batch["attention_mask"] = mask
-    if not mask_prompt:
-        batch["labels"] = ids.masked_fill(mask == 0, IGNORE_INDEX)
-        if all(packed):  # nothing stands before a document's first token
-            batch["labels"][batch["position_ids"] == 0] = IGNORE_INDEX
+        if side == "left":
+            batch["position_ids"] = positions_of(mask)
+    if "position_ids" in batch:  # nothing stands before a text's first token
+        batch["labels"] = batch["labels"].masked_fill(batch["position_ids"] == 0, IGNORE_INDEX)
     return batch
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """The position of each token in its text, (B, T): padding before it does not count.
+
+    Example:
+        >>> positions_of(torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]))
+        tensor([[0, 0, 0, 1],
+                [0, 1, 2, 2]])
+    """
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
 def pack(rows: Iterable[Row], block_size: int) -> list[Row]:
@@ -128,11 +163,18 @@ def pack(rows: Iterable[Row], block_size: int) -> list[Row]:
     return packed
 
 
+BARREN_ROWS = 1000
+"""So many rows in succession without a label end a stream with an error."""
+
+
 def batches(
     rows: Iterable[Row], batch_size: int, pad_id: int, *, block_size: int,
     packed: bool = False, mask_prompt: bool = True,
 ) -> Iterator[dict[str, Tensor]]:  # fmt: skip
     """Batches for ``sft_loss`` of ``batch_size`` rows each, until too few are left.
+
+    Rows that keep no label when they are cut teach nothing and are left out; a warning tells their
+    number after the first batch that met any, and at the end of the stream if there were more.
 
     Args:
         rows: a stream; see ``mix`` and ``endless``.
@@ -140,14 +182,46 @@ def batches(
         packed: put the rows of a batch into as few as they fit; the loss stays the same, and the
             model reads less padding.
         mask_prompt: see ``collate``.
+
+    Raises:
+        ValueError: ``BARREN_ROWS`` rows in succession keep no label.
     """
-    stream = iter(rows)
-    while len(some := list(islice(stream, batch_size))) == batch_size:
-        if packed:
-            some = pack(some, block_size)
+    some: list[Row] = []
+    read = dropped = told = barren = 0
+    for row in rows:
+        row = {name: column[:block_size] for name, column in row.items()}
+        read += 1
+        if _has_label(row, mask_prompt):
+            some.append(row)
+            barren = 0
         else:
-            some = [{name: column[:block_size] for name, column in row.items()} for row in some]
-        yield collate(some, pad_id, mask_prompt)
+            dropped, barren = dropped + 1, barren + 1
+        if barren == BARREN_ROWS:
+            raise ValueError(_no_label(barren, read, block_size))
+        if len(some) < batch_size:
+            continue
+        if dropped and not told:
+            warnings.warn(_no_label(dropped, read, block_size), stacklevel=2)
+            told = dropped
+        yield collate(pack(some, block_size) if packed else some, pad_id, mask_prompt)
+        some = []
+    if dropped > told:
+        warnings.warn(_no_label(dropped, read, block_size), stacklevel=2)
+
+
+def _has_label(row: Row, mask_prompt: bool) -> bool:
+    """Whether the loss counts any token of the row; the first is predicted by nothing."""
+    if not mask_prompt:
+        return len(row["input_ids"]) > 1
+    return any(label != IGNORE_INDEX for label in row["labels"][1:])
+
+
+def _no_label(dropped: int, read: int, block_size: int) -> str:
+    return (
+        f"{dropped} of the first {read} rows have no label within {block_size} tokens and are left "
+        "out: their response begins later, or they are shorter than two tokens. Raise block_size, "
+        "shorten the prompts, or leave such rows out of the data."
+    )
 
 
 # --- mixtures -----------------------------------------------------------------------------------

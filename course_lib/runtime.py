@@ -1,10 +1,11 @@
-"""Where tensors live, and in which precision models compute."""
+"""Where tensors live, and in which precision and mode models compute."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
 
 
 def device(name: str | None = None) -> torch.device:
@@ -72,3 +73,24 @@ def autocast(device: torch.device, mixed_precision: str) -> Iterator[None]:
     bf16 = precision(device, mixed_precision) == "bf16"
     with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         yield
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's weights."""
+    return next(model.parameters()).device
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in evaluation mode, so without dropout; then each part as before.
+
+    Parts that were in evaluation mode, such as a frozen layer of a model in training, stay so.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:  # a module comes before its parts
+            if module.training != mode:
+                module.train(mode)

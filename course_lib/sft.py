@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.models import mask_inputs
+from course_lib.ops import IGNORE_INDEX, shift_labels, token_logprobs
 from course_lib.training import counted
 
 
@@ -42,7 +43,7 @@ def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
         >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[-100, -100, 2]]))
         tensor(1.3863)
     """
-    kept = (labels[:, 1:] != IGNORE_INDEX).sum()
+    kept = (shift_labels(labels) != IGNORE_INDEX).sum()
     return counted(response_nll(logits, labels).sum(), kept)
 
 
@@ -57,4 +58,5 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # Packed rows are told by their positions, as transformers does it, and only without a cache.
+    inputs |= mask_inputs(model, batch.get("attention_mask"), batch.get("position_ids"))
     return response_loss(model(**inputs, use_cache=False).logits, batch["labels"])

@@ -1,10 +1,11 @@
-"""Random tiny Llamas and padded batches, for the tests that compare with transformers."""
+"""Random tiny Llamas, padded batches and rows, for the tests that compare with transformers."""
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from course_lib.models import Llama, LlamaConfig
+from course_lib.ops import IGNORE_INDEX
 
 
 def llama(seed: int = 0, **changes) -> Llama:
@@ -77,7 +78,27 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
+def compact(attention_mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The mask and other (B, T) tensors with each row's kept tokens at its start, in their order.
+
+    Where positions follow the mask, ``logits[mask.bool()]`` of both batches are the same.
+    """
+    order = (~attention_mask.bool()).int().argsort(dim=1, stable=True)
+    return tuple(x.gather(1, order) for x in (attention_mask, *tensors))
+
+
 def chunks(length: int, cuts: set[int]) -> list[tuple[int, int]]:
     """Starts and ends of the pieces: chunks(5, {2}) is [(0, 2), (2, 5)]."""
     bounds = [0, *sorted(c for c in cuts if 0 < c < length), length]
     return list(zip(bounds, bounds[1:], strict=False))
+
+
+@st.composite
+def row_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[dict]:
+    """Rows of two to seven tokens, the labels on the last of them, at least on one."""
+    rows = []
+    for _ in range(draw(st.integers(1, 6))):
+        ids = draw(st.lists(st.integers(0, vocab_size - 1), min_size=2, max_size=longest))
+        prompt = draw(st.integers(1, len(ids) - 1))
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * prompt + ids[prompt:]})
+    return rows

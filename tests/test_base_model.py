@@ -64,6 +64,7 @@ def test_the_card_names_every_figure(stored):
     card = (model_path("base") / "README.md").read_text(encoding="utf-8")
     assert set(stored["seeds"][0]) == {*FIGURES, "loss"}
     assert all(f"| `{name}` |" in card for name in stored["seeds"][0])
+    assert "bf16 autocast where the processor computes in it" in card
 
 
 def test_the_history_has_the_curve_and_a_dozen_evaluated_snapshots():

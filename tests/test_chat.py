@@ -8,11 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import Bigrams, Words
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from course_lib import chat
-from course_lib.chat import answered, course_format, encode_chat, own_format, reply, turns
+from course_lib.chat import (
+    answered,
+    course_format,
+    encode_chat,
+    end_tokens,
+    own_format,
+    reply,
+    turns,
+)
+from course_lib.completion import token_counter
 from course_lib.ops import IGNORE_INDEX
 from course_lib.world.tokenizer import (
     CHAT_TEMPLATE,
@@ -120,9 +129,70 @@ def test_nothing_to_learn_and_rewriting_templates_are_refused():
             for i, m in enumerate(messages)
         ], add_generation_prompt)  # fmt: skip
 
-    with pytest.raises(ValueError, match="rewrites earlier turns"):
+    with pytest.raises(ValueError, match="rewrites earlier turns.*last_only=True"):
         encode_chat(tokenizer, turns("a", "b", "c", "d"), forgetful)
+    last = encode_chat(tokenizer, turns("a", "b", "c", "d"), forgetful, last_only=True)
+    assert last["input_ids"] == [2, 4, 3, 1, 0, 2, 6, 3, 7, 0], "1 is ..., which is no word"
+    assert last["labels"] == [-100] * 8 + [7, 0]
     assert encode_chat(tokenizer, turns("a", "b"), forgetful)["labels"][-2:] == [5, 0]
+
+
+def test_a_turn_that_opens_otherwise_once_it_is_answered():
+    """The prompt ends in "think", the answered turn has none: not the fault of earlier turns, for
+    there are none."""
+
+    def form(messages, add_generation_prompt=False):
+        return course_format(messages, add_generation_prompt) + " think" * add_generation_prompt
+
+    with pytest.raises(ValueError, match=r"message 1, which ends in '.*think', is not .* opens an"):
+        encode_chat(worded("a b think"), turns("a", "b"), form)
+
+
+# --- borders that the tokenizer merges ----------------------------------------------------------
+
+
+def letters(merge: tuple[str, str], metaspace: bool = False) -> PreTrainedTokenizerFast:
+    """A letter a token, and one merge of two; with ``metaspace`` every text begins with a space."""
+    vocab = {c: i for i, c in enumerate([*"Q:A.adogcxy ▁", "".join(merge)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[merge]))
+    tokenizer.decoder = decoders.Fuse()
+    if metaspace:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def plain(messages, add_generation_prompt=False):
+    """Questions and answers without a special token: Q:a A: d."""
+    text = "".join(f"Q:{m['content']} " if m["role"] == "user" else f"A: {m['content']}."
+                   for m in messages)  # fmt: skip
+    return text + "A: " * add_generation_prompt
+
+
+def test_a_prompt_and_an_answer_that_merge_are_tokenised_apart():
+    """ "Q:a A: dog." has the token " d" over the border: the model has read the prompt with " " at
+    its end, and writes d o g . itself. The bug: an error about earlier turns."""
+    tokenizer = letters((" ", "d"))
+    row = encode_chat(tokenizer, turns("a", "dog"), plain)
+    prompt = tokenizer("Q:a A: ", add_special_tokens=False)["input_ids"]
+    answer = tokenizer.convert_tokens_to_ids(list("dog."))
+    assert row == {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    two = encode_chat(tokenizer, turns("a", "dog", "c", "do"), plain)
+    spoken = [i for i in two["labels"] if i != IGNORE_INDEX]
+    assert tokenizer.convert_ids_to_tokens(spoken) == list("dog.do.")
+    assert tokenizer.decode(two["input_ids"]) == "Q:a A: dog.Q:c A: do."
+
+
+def test_a_border_that_cannot_be_kept_is_named_as_such():
+    """x and y merge over the border; tokenised apart, y would get a space that the text has not."""
+    tokenizer = letters(("x", "y"), metaspace=True)
+
+    def form(messages, add_generation_prompt=False):
+        return plain(messages, add_generation_prompt).replace("A: ", "A:x")
+
+    with pytest.raises(ValueError, match="merges the end of a prompt with the start of its answer"):
+        encode_chat(tokenizer, turns("a", "y"), form)
+    assert encode_chat(tokenizer, turns("a", "d"), form)["labels"][-2:] != [-100, -100]
 
 
 # --- replies ------------------------------------------------------------------------------------
@@ -165,3 +235,72 @@ def test_the_answer_counts_not_the_steps():
     model, tokenizer = speaker(dict(zip(chain, chain[1:], strict=False)))
     pairs = [("hi", "hi. The answer is 5."), ("hi", "5"), ("hi", "The answer is 6."), ("hi", "you")]
     assert answered(model, tokenizer, pairs, 8) == [True, True, False, False]
+
+
+# --- other models' chats ------------------------------------------------------------------------
+
+CHATML = (
+    "<s>{% for m in messages %}<|im_start|> {{ m.role }} {{ m.content }} <|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+def chatml(words: str) -> PreTrainedTokenizerFast:
+    """A start token that the tokenizer adds and the template writes too; turns end in <|im_end|>,
+    texts in <|endoftext|>: ids 1, 3 and 0."""
+    special = ["<|endoftext|>", "<s>", "<|im_start|>", "<|im_end|>"]
+    vocab = {w: i for i, w in enumerate([*special, "user", "assistant", *words.split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>",
+        eos_token="<|endoftext|>", additional_special_tokens=special[2:])  # fmt: skip
+    wrapped.chat_template = CHATML
+    return wrapped
+
+
+def follower(tokenizer, follows: dict[str, str]) -> Bigrams:
+    words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    names = SimpleNamespace(words=words, ids={w: i for i, w in enumerate(words)})
+    return Bigrams(names, {a: {b: 1.0} for a, b in follows.items()})
+
+
+def test_a_chat_has_one_start_token_wherever_it_is_read():
+    """In training, in a reply and where tokens are counted. The bug: 1 1 2 4 6 ... and one more."""
+    tokenizer = chatml("hi yes")
+    form = own_format(tokenizer)
+    row = encode_chat(tokenizer, turns("hi", "yes"), form)
+    assert row["input_ids"] == [1, 2, 4, 6, 3, 2, 5, 7, 3]
+    assert row["labels"] == [-100] * 7 + [7, 3]
+    read = []
+    model = follower(tokenizer, {"assistant": "yes", "yes": "<|im_end|>"})
+    model.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0].tolist()))
+    assert reply(model, tokenizer, ["hi"], 6, form) == ["yes"]
+    assert read[0] == [row["input_ids"][:7]]
+    text = form(turns("hi"), True)
+    assert token_counter(tokenizer, add_special_tokens=False)(text) == 7
+    assert token_counter(tokenizer)("hi") == 2
+
+
+def test_a_turn_that_ends_in_another_token_than_texts_do_not_run_on():
+    """After <|im_end|> the model would go on with a user's turn for ever; the end of a text ends
+    a turn as well."""
+    tokenizer = chatml("hi yes no")
+    form = own_format(tokenizer)
+    assert end_tokens(tokenizer, form) == (0, 3)
+    talker = follower(tokenizer, {"assistant": "yes", "yes": "no", "no": "<|im_end|>",
+                                  "<|im_end|>": "user", "user": "hi", "hi": "hi"})  # fmt: skip
+    read = []
+    talker.register_forward_hook(lambda *args: read.append(1))
+    assert reply(talker, tokenizer, ["hi", "hi hi"], 9, form) == ["yes no", "yes no"]
+    assert len(read) == 3
+    ends = follower(tokenizer, {"assistant": "yes", "yes": "<|endoftext|>", "<|endoftext|>": "no"})
+    assert reply(ends, tokenizer, ["hi"], 9, form) == ["yes"]
+    assert reply(talker, tokenizer, ["hi"], 3, form, eos_token_id=7) == [""]
+
+
+def test_the_end_tokens_of_other_formats(tokenizer):
+    """The course's format ends in the tokenizer's own; one without special tokens adds none."""
+    assert end_tokens(tokenizer) == end_tokens(tokenizer, own_format(tokenizer)) == (0,)
+    assert end_tokens(tokenizer, plain) == (0,)
+    assert end_tokens(letters((" ", "d")), plain) == ()

@@ -1,4 +1,4 @@
-"""Prompts that fit, completions that end where they should, answers, and intervals of shares."""
+"""Prompts that fit, and completions that end where they should."""
 
 import math
 import re
@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import Bigrams, Words
 
-from course_lib.completion import complete, context_size, encode, fit, pad_left, token_counter
-from course_lib.measuring import parse_answer, wilson
+from course_lib.completion import complete, context_size, encode, fit, token_counter
 from course_lib.models import BLOOM, BLOOMConfig
 
 steady = settings(max_examples=80, deadline=None, derandomize=True)
@@ -67,11 +66,6 @@ def test_tokens_and_contexts_are_counted():
     assert token_counter(TEXT)("Q: cat\nA:") == 4
     assert context_size(Bigrams(TEXT, {}, block_size=7)) == 7
     assert context_size(BLOOM(BLOOMConfig(5, 1, 1, 4))) == math.inf
-
-
-def test_rows_are_padded_on_the_left():
-    ids, mask = pad_left([[5, 6], [7]], pad=9)
-    assert ids.tolist() == [[5, 6], [9, 7]] and mask.tolist() == [[1, 1], [0, 1]]
 
 
 # --- completions --------------------------------------------------------------------------------
@@ -151,6 +145,29 @@ def test_a_start_token_is_no_part_of_the_stop():
     assert complete(model, tokenizer, ["A:"], 9) == [" cat "] and len(read) == 2
 
 
+def test_the_end_of_a_text_ends_the_writing_beside_a_stop():
+    """cat, then the end: nothing is computed behind it, although the line break never comes."""
+    model = Bigrams(TEXT, {"A:": {"cat": 1}, "cat": {"end": 1}, "end": {"dog": 1}})
+    read = []
+    model.register_forward_hook(lambda *args: read.append(1))
+    assert complete(model, TEXT, ["A:"], 9) == [" cat"] and len(read) == 2
+
+
+def test_several_tokens_may_end_a_text():
+    """dog ends too, and is cut off as the end is."""
+    model = Bigrams(TEXT, {"A:": {"cat": 1}, "Q:": {"end": 1}, "cat": {"dog": 1}, "dog": {"A:": 1}})
+    ends = [TEXT.ids["end"], TEXT.ids["dog"]]
+    assert complete(model, TEXT, ["A:", "Q:"], 9, eos_token_id=ends) == [" cat", ""]
+
+
+def test_a_start_token_is_added_unless_the_text_has_it():
+    tokenizer = Words("start A: cat \\n", start="start")
+    assert encode(tokenizer, ["A:"]) == [[0, 1]]
+    assert encode(tokenizer, ["A:"], add_special_tokens=False) == [[1]]
+    assert token_counter(tokenizer)("A: cat") == 3
+    assert token_counter(tokenizer, add_special_tokens=False)("A: cat") == 2
+
+
 def test_a_function_from_text_to_text_is_a_model():
     model = {"one": " 1\n 2", "two": " 2"}.__getitem__
     assert complete(model, None, ["two", "one"], 8) == [" 2", " 1"]
@@ -181,70 +198,3 @@ def test_the_progress_bar_shows_when_asked(capsys):
     for progress in (False, True):
         complete(Bigrams(TEXT, {}), TEXT, ["A:"], 1, progress=progress)
         assert ("completions" in capsys.readouterr().err) == progress
-
-
-# --- answers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("completion", "answer"),
-    [
-        (" 15\nQ: 2", "15"),
-        (" 12 + 3 = 15. 15 - 4 = 11. The answer is 11.\n", "11"),
-        (" The answer is 3. No: The answer is 4.", "4"),
-        (" 15\nThe answer is 3.", "15"),
-        (" Oakby.", "Oakby"),
-        (" dogs<|end|> noise", "dogs"),
-        ("\n dogs", ""),
-        ("", ""),
-        (" The answer is", ""),
-    ],
-)
-def test_parse_answer(completion, answer):
-    assert parse_answer(completion) == answer
-
-
-def test_chains_of_several_lines_and_other_marks():
-    chain = "12 + 3 = 15.\nSo the answer: 15.\nGood."
-    assert parse_answer(chain, mark="the answer:", stop=None) == "15"
-    assert parse_answer("cat | dog", stop="|") == "cat"
-
-
-@steady
-@given(
-    steps=st.text("0123456789+-=. ", max_size=20),
-    answer=st.from_regex(r"[a-z0-9]([a-z0-9, ]{0,8}[a-z0-9])?", fullmatch=True),
-    rest=st.text(max_size=10),
-)
-def test_the_answer_comes_back_from_any_chain(steps, answer, rest):
-    assert parse_answer(f" {steps} The answer is {answer}.\n{rest}") == answer
-    assert parse_answer(f" {answer}\n{rest}") == answer
-
-
-# --- intervals ----------------------------------------------------------------------------------
-
-
-def test_wilson_by_hand():
-    """z² = n = 4: (p + 1/2) / 2 ± 2/2 · √(p(1-p)/4 + 1/16). Nothing right: ¼ ± ¼. Half right:
-    ½ ± √(1/8). All right: ¾ ± ¼."""
-    for share, centre, half in ((0, 0.25, 0.25), (0.5, 0.5, math.sqrt(1 / 8)), (1, 0.75, 0.25)):
-        interval = wilson(share, 4, z=2.0)
-        assert interval.centre == pytest.approx(centre)
-        assert interval.half_width == pytest.approx(half)
-
-
-@steady
-@given(items=st.integers(1, 1000), data=st.data(), z=st.floats(0.5, 4))
-def test_the_ends_solve_the_equation_that_defines_them(items, data, z):
-    """p is an end if the share seen lies z standard deviations of p from it (Wilson, 1927)."""
-    share = data.draw(st.integers(0, items)) / items
-    interval = wilson(share, items, z)
-    assert 0 <= interval.low <= share + 1e-12 and share - 1e-12 <= interval.high <= 1
-    for p in (interval.low, interval.high):
-        assert (share - p) ** 2 == pytest.approx(z * z * p * (1 - p) / items, abs=1e-9)
-
-
-@pytest.mark.parametrize(("share", "items"), [(0.5, 0), (1.5, 4), (-0.1, 4), (math.nan, 4)])
-def test_a_share_of_nothing_is_refused(share, items):
-    with pytest.raises(ValueError, match="at least one item"):
-        wilson(share, items)

@@ -5,8 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.generation import check_prompts, filter_logits, generate, generate_reference, sample
-from course_lib.models import Llama, LlamaConfig, to_transformers
+from course_lib.generation import (
+    check_prompts,
+    end_ids,
+    filter_logits,
+    generate,
+    generate_reference,
+    generate_seq2seq,
+    sample,
+)
+from course_lib.models import T5, Llama, LlamaConfig, T5Config, to_transformers
 
 NEG = float("-inf")
 ALMOST_ONE = 1 - 2**-24  # the largest number that torch.rand draws
@@ -226,6 +234,160 @@ def test_an_end_token_in_the_prompt_ends_nothing():
     assert out.tolist() == [[7, 3, 4, 5, 6]]
 
 
+@pytest.mark.parametrize("run", [generate, generate_reference])
+def test_any_of_several_end_tokens_ends_a_row(run):
+    """Counting from 3 and from 5 to 9 or 6: 4 5 6 and 6. The first of them pads where none is
+    given. The bug: a list, as Llama 3 and Qwen have it, was a TypeError."""
+    prompts = torch.tensor([[3], [5]])
+    settings_ = {"max_new_tokens": 9, "temperature": 0.0}
+    out = run(Counter(), prompts, eos_token_id=[9, 6], **settings_)
+    assert out.tolist() == [[3, 4, 5, 6], [5, 6, 9, 9]]
+    out = run(Counter(), prompts, eos_token_id=(6, 9), pad_token_id=11, **settings_)
+    assert out.tolist() == [[3, 4, 5, 6], [5, 6, 11, 11]]
+    one = run(Counter(), prompts, eos_token_id=6, **settings_)
+    assert run(Counter(), prompts, eos_token_id=[6], **settings_).tolist() == one.tolist()
+    none = run(Counter(), prompts, max_new_tokens=2, temperature=0.0, eos_token_id=[])
+    assert none.tolist() == [[3, 4, 5], [5, 6, 7]]
+
+
+def test_end_tokens_are_one_several_or_none():
+    import numpy as np
+
+    assert end_ids(None) == end_ids([]) == ()
+    assert end_ids(2) == end_ids(np.int64(2)) == end_ids(torch.tensor(2)) == (2,)
+    assert end_ids([5, 2]) == end_ids(torch.tensor([5, 2])) == (5, 2)
+    with pytest.raises(TypeError):
+        end_ids("</s>")
+
+
+def t5(seed: int = 0) -> T5:
+    model = T5(T5Config(vocab_size=17, n_layer=1, n_head=2, n_embd=16, head_width=8, n_inner=24),
+               torch.Generator().manual_seed(seed)).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(30 if parameter.ndim == 2 else 1)
+    return model
+
+
+def test_several_end_tokens_end_a_target_too():
+    """Each row is the one written without an end, up to the first of the two tokens."""
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8], [9, 9, 2]])
+    settings_ = {"max_new_tokens": 8, "temperature": 2.0}
+    free, stopped = (
+        generate_seq2seq(t5(), ids, eos_token_id=eos, pad_token_id=None if eos is None else 0,
+                         generator=torch.Generator().manual_seed(2), **settings_).tolist()
+        for eos in (None, [4, 11])
+    )  # fmt: skip
+    ended = 0
+    for row, whole in zip(stopped, free, strict=True):
+        ends = [i for i in range(1, 9) if whole[i] in (4, 11)]
+        upto = ends[0] + 1 if ends else 9
+        ended += bool(ends)
+        assert row == (whole[:upto] + [0] * 9)[: len(row)]
+    assert ended, "the fixture must have a row that ends"
+
+
+# --- the mode of the model ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [generate, generate_reference])
+def test_a_hub_model_in_training_samples_without_dropout_and_goes_on_training(run):
+    """The bug: rollouts of a model in training were those of a network with half its units."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=17, n_layer=2, n_embd=16, n_head=4, n_positions=32, initializer_range=0.5,
+        resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5, bos_token_id=None, eos_token_id=None,
+    ))  # fmt: skip
+    ids, mask = padded([3, 7], "left")
+    expected = run(model.eval(), ids, mask, max_new_tokens=9, temperature=0.0)
+    model.train()
+    model.transformer.h[0].eval()  # a frozen layer
+    before = [module.training for module in model.modules()]
+    out = run(model, ids, mask, max_new_tokens=9, temperature=0.0)
+    assert out.tolist() == expected.tolist()
+    with pytest.raises(ValueError, match="span 3..99"):
+        run(model, torch.tensor([[3, 99]]), max_new_tokens=2)
+    assert [module.training for module in model.modules()] == before
+    assert len(set(before)) == 2 and torch.is_grad_enabled()
+
+
+def test_a_target_is_written_in_evaluation_mode():
+    seen = []
+    model = t5().train()
+    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    generate_seq2seq(model, torch.tensor([[3, 4]]), max_new_tokens=2)
+    assert seen == [False, False] and model.training
+
+
+# --- logits that are not finite -----------------------------------------------------------------
+
+
+class Broken(torch.nn.Module):
+    """Says 0 for every token; from new token ``at`` on, ``value`` for token 4 in row 1."""
+
+    def __init__(self, value: float, at: int):
+        super().__init__()
+        self.config = type("Config", (), {"vocab_size": 12, "block_size": 32})
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.value, self.at, self.calls = value, at, 0
+
+    def forward(self, input_ids=None, decoder_input_ids=None, **kwargs):
+        ids = input_ids if decoder_input_ids is None else decoder_input_ids
+        logits = torch.zeros(*ids.shape, 12)
+        if self.calls >= self.at:
+            logits[1, -1, 4] = self.value
+        self.calls += 1
+        return type("Out", (), {"logits": logits, "past_key_values": None,
+                                "encoder_last_hidden_state": None})  # fmt: skip
+
+
+@pytest.mark.parametrize("run", [generate, generate_reference])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_name_their_step_and_row(run, temperature, value):
+    """The bug: NaN drew the id vocab_size, 12, which no embedding has, and greedily the first NaN;
+    one inf is NaN after the softmax. Here the third new token, number 2, of the second row."""
+    with pytest.raises(FloatingPointError, match=f"new token 2 of row 1 have {value} as"):
+        run(Broken(value, 2), torch.tensor([[1], [2]]), max_new_tokens=5, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_row_is_the_callers_although_ended_rows_are_dropped(temperature):
+    """Row 0 ends at once, so row 1 is the only one that is still computed."""
+    model = Counter()
+    real = model.forward
+    model.forward = lambda ids, **kw: _spoil(real(ids, **kw), len(model.read) > 2)
+    with pytest.raises(FloatingPointError, match="new token 2 of row 1 have nan"):
+        generate(model, torch.tensor([[6], [3]]), max_new_tokens=9, temperature=temperature,
+                 eos_token_id=7)  # fmt: skip
+
+
+def _spoil(out, spoiled: bool):
+    if spoiled:
+        out.logits = out.logits * float("nan")
+    return out
+
+
+def test_a_target_with_logits_that_are_not_finite():
+    model = Broken(float("nan"), 1)
+    model.config.start_token_id = 0
+    with pytest.raises(FloatingPointError, match="new token 1 of row 1"):
+        generate_seq2seq(model, torch.tensor([[1], [2]]), max_new_tokens=5)
+
+
+def test_masked_tokens_are_legal_but_one_must_be_left():
+    """-inf is a token that must not come: 3 is the only one left in row 0, none is in row 1."""
+    logits = torch.full((2, 5), NEG)
+    logits[0, 3] = -7.0
+    for temperature in (0.0, 1.0):
+        uniforms = torch.tensor([ALMOST_ONE])
+        assert sample(logits[:1], temperature, uniforms=uniforms).tolist() == [3]
+        with pytest.raises(FloatingPointError, match="row 1 have -inf"):
+            sample(logits, temperature, uniforms=uniforms.repeat(2))
+
+
 # --- sampling -----------------------------------------------------------------------------------
 
 
@@ -387,3 +549,23 @@ def test_prompts_are_moved_to_the_right_end(model):
     assert ids.tolist() == [[0, 5, 6], [7, 8, 9]] and mask.tolist() == [[0, 1, 1], [1, 1, 1]]
     ids, mask = check_prompts(model, torch.tensor([[1, 5, 6, 2]]), torch.tensor([[0, 1, 1, 0]]), 4)
     assert ids.tolist() == [[1, 2, 5, 6]] and mask.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@pytest.mark.parametrize("run", [generate, generate_reference])
+def test_prompts_of_any_integers_are_taken(model, run, dtype):
+    """int32 passed the checks and died when the first token was written beside it."""
+    ids, mask = padded([3, 5], "left")
+    outs = [run(model, some, mask, max_new_tokens=4, temperature=0.0)
+            for some in (ids, ids.to(dtype))]  # fmt: skip
+    assert torch.equal(*outs) and outs[1].dtype == torch.int64
+    source = torch.tensor([[3, 4, 5]])
+    outs = [generate_seq2seq(t5(), some, max_new_tokens=4, temperature=0.0)
+            for some in (source, source.to(dtype))]  # fmt: skip
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("run", [generate, generate_reference, generate_seq2seq])
+def test_a_mask_is_no_prompt(model, run):
+    with pytest.raises(ValueError, match=r"must be integers.* got torch\.bool"):
+        run(t5() if run is generate_seq2seq else model, torch.ones(1, 3) > 0, max_new_tokens=4)

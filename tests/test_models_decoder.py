@@ -53,7 +53,7 @@ def test_logits_equal_transformers(data):
     with torch.no_grad():
         ours = model(input_ids, attention_mask=mask, position_ids=position_ids).logits
         theirs = reference(model)(
-            input_ids, attention_mask=mask, position_ids=position_ids
+            input_ids, attention_mask=mask, position_ids=positions(mask)
         ).logits
     assert_same_where_kept(ours, theirs, mask)
 
@@ -132,11 +132,8 @@ def test_padding_changes_nothing(data):
             torch.testing.assert_close(logits[keep], alone, atol=TOLERANCE, rtol=0)
 
 
-def test_without_positions_they_are_counted_from_the_first_column():
-    """As transformers does: left padding then shifts them, which rotary scores do not notice.
-
-    With a cache the count goes on: positions given as 3, 4 and counted after 3 cached are the same.
-    """
+def test_without_positions_and_mask_they_are_counted_from_the_first_column():
+    """With a cache the count goes on: 3, 4 given and counted after 3 cached are the same."""
     model = llama()
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.no_grad():

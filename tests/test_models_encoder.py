@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_record import Parity
 from random_families import SEEDS, SIZES, build, there_and_back
-from random_models import batches
+from random_models import batches, compact
 
 from course_lib.models import BERT, BERTConfig, RoBERTa, RoBERTaConfig
 
@@ -17,7 +17,8 @@ HEADS = ("BertForMaskedLM", "BertForSequenceClassification", "RobertaForMaskedLM
 
 @pytest.mark.parametrize("head", HEADS)
 def test_logits_and_hidden_states_are_those_of_transformers(head):
-    """Random shapes, token types and padding; random ids count RoBERTa's padding token too."""
+    """Random shapes, token types and padding; random ids count RoBERTa's padding token too. Over
+    there positions and the first token stand in columns, so it gets its padding on the right."""
     hf_class = getattr(transformers, head)
 
     @settings(max_examples=18, deadline=None, derandomize=True)
@@ -34,14 +35,21 @@ def test_logits_and_hidden_states_are_those_of_transformers(head):
             "token_type_ids": data.draw(st.sampled_from([types, None])),
         }
         with torch.no_grad():
-            ours, theirs = model(**inputs), hf_model(**inputs, output_hidden_states=True)
-        kept = slice(None) if inputs["attention_mask"] is None else mask.bool()
+            ours = model(**inputs)
+            if inputs["attention_mask"] is not None:
+                right, there_ids, there_types = compact(mask, ids, types)
+                inputs |= {"input_ids": there_ids, "attention_mask": right}
+                if inputs["token_type_ids"] is not None:
+                    inputs["token_type_ids"] = there_types
+            theirs = hf_model(**inputs, output_hidden_states=True)
+        unmasked = inputs["attention_mask"] is None
+        kept, there = (slice(None),) * 2 if unmasked else (mask.bool(), right.bool())
         whole = ours.logits.shape == (len(ids), n_label) and "Sequence" in head
         assert whole or ours.logits.shape == (*ids.shape, sizes["vocab_size"])
         parity.tried()
-        parity.compare(ours.last_hidden_state[kept], theirs.hidden_states[-1][kept])
-        at = slice(None) if whole else kept
-        parity.compare(ours.logits[at], theirs.logits[at])
+        parity.compare(ours.last_hidden_state[kept], theirs.hidden_states[-1][there])
+        at, there = (slice(None), slice(None)) if whole else (kept, there)
+        parity.compare(ours.logits[at], theirs.logits[there])
 
     piece = "RoBERTa" if head.startswith("Ro") else "BERT"
     with Parity(piece, f"transformers.{head}", 1e-5) as parity:

@@ -12,9 +12,9 @@ from course_lib.models.layers import (
     KVCache,
     RMSNorm,
     SwiGLU,
+    additive_mask,
     attend,
     causal_mask,
-    mask_bias,
     rotary_table,
     rotate,
 )
@@ -113,8 +113,8 @@ def test_causal_mask_by_hand():
 
 
 def test_a_mask_adds_nothing_or_minus_infinity():
-    bias = mask_bias(torch.tensor([True, False]), torch.float16)
-    assert bias.tolist() == [0.0, -math.inf] and bias.dtype == torch.float16
+    added = additive_mask(torch.tensor([True, False]), torch.float16)
+    assert added.tolist() == [0.0, -math.inf] and added.dtype == torch.float16
 
 
 def test_attention_by_hand():
@@ -143,7 +143,7 @@ def test_attend_equals_one_query_at_a_time(B, kv, group, T, past, D, per_head, s
     keep = torch.rand(B, H if per_head else 1, T, S, generator=g) < 0.6
     keep[..., past:].diagonal(dim1=-2, dim2=-1).fill_(True)
     with torch.set_grad_enabled(grad):
-        out = attend(q, k, v, mask_bias(keep, q.dtype))
+        out = attend(q, k, v, additive_mask(keep, q.dtype))
     expected = plain_attention(q, k, v, keep.expand(B, H, T, S))
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
 

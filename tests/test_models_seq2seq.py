@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity_record import Parity
 from random_families import SEEDS, SIZES, build, there_and_back
-from random_models import batches, chunks
+from random_models import batches, chunks, compact
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from course_lib.generation import generate_seq2seq
-from course_lib.models import BART, T5, BARTConfig, T5Config
-from course_lib.models.layers import RelativePositions
+from course_lib.models import BART, T5, BARTConfig, T5Config, from_transformers
+from course_lib.models.layers import RelativePositions, clamp_half
 
 CLASSES = {"T5": "T5ForConditionalGeneration", "BART": "BartForConditionalGeneration"}
 SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "length": 16,
@@ -21,7 +21,8 @@ SMALL = {"vocab_size": 11, "layers": 2, "heads": 3, "width": 4, "inner": 9, "len
 
 @pytest.mark.parametrize("piece", CLASSES)
 def test_logits_and_hidden_states_are_those_of_transformers(piece):
-    """Source and target padded at either end; the target in one pass or in pieces, with a cache."""
+    """Source and target padded at either end; the target in one pass or in pieces, with a cache.
+    BART's positions stand in columns over there, so it gets its padding on the right."""
     hf_class = getattr(transformers, CLASSES[piece])
 
     @settings(max_examples=28, deadline=None, derandomize=True)
@@ -38,7 +39,16 @@ def test_logits_and_hidden_states_are_those_of_transformers(piece):
         inputs = {"input_ids": ids, "attention_mask": source_mask}
         with torch.no_grad():
             both = {"decoder_input_ids": target, "decoder_attention_mask": seen_mask}
-            ours, theirs = model(**inputs, **both), hf_model(**inputs, **both, use_cache=False)
+            ours = model(**inputs, **both)
+            there, there_mask = {**inputs, **both, "use_cache": False}, (mask, target_mask)
+            if piece == "BART":
+                if source_mask is not None:
+                    there["attention_mask"], there["input_ids"] = compact(mask, ids)
+                if seen_mask is not None:
+                    (there["decoder_attention_mask"],
+                     there["decoder_input_ids"]) = compact(target_mask, target)  # fmt: skip
+                there_mask = compact(mask)[0], compact(target_mask)[0]
+            theirs = hf_model(**there)
             cache, outs = None, []
             for start, end in chunks(target.shape[1], cuts):
                 out = model(
@@ -52,13 +62,16 @@ def test_logits_and_hidden_states_are_those_of_transformers(piece):
                 cache = out.past_key_values
                 outs.append(out.logits)
         parity.tried()
-        read = slice(None) if source_mask is None else mask.bool()
-        kept = slice(None) if seen_mask is None else target_mask.bool()
+        read, read_there, kept, kept_there = (slice(None),) * 4
+        if source_mask is not None:
+            read, read_there = mask.bool(), there_mask[0].bool()
+        if seen_mask is not None:
+            kept, kept_there = target_mask.bool(), there_mask[1].bool()
         parity.compare(
-            ours.encoder_last_hidden_state[read], theirs.encoder_last_hidden_state[read]
+            ours.encoder_last_hidden_state[read], theirs.encoder_last_hidden_state[read_there]
         )
-        parity.compare(ours.logits[kept], theirs.logits[kept])
-        parity.compare(torch.cat(outs, dim=1)[kept], theirs.logits[kept])
+        parity.compare(ours.logits[kept], theirs.logits[kept_there])
+        parity.compare(torch.cat(outs, dim=1)[kept], theirs.logits[kept_there])
 
     with Parity(piece, f"transformers.{CLASSES[piece]}", 1e-5) as parity:
         run()
@@ -156,6 +169,47 @@ def test_the_source_is_read_once(cls):
     torch.testing.assert_close(second.logits, whole.logits[:, 3:], atol=1e-5, rtol=0)
 
 
+# --- fp16 ---------------------------------------------------------------------------------------
+
+
+def test_clamping_by_hand():
+    """fp16 ends at 65,504. Where there is an infinity all stays 1,000 below, which is rounded to
+    64,512, else nothing changes; float32 and bfloat16 reach farther and are left alone."""
+    inf = float("inf")
+    x = torch.tensor([inf, -inf, 65504.0, 3.0], dtype=torch.float16)
+    assert clamp_half(x).tolist() == [64512.0, -64512.0, 64512.0, 3.0]
+    assert clamp_half(x[2:]).tolist() == [65504.0, 3.0]
+    for dtype in (torch.float32, torch.bfloat16):
+        assert clamp_half(x.to(dtype)).equal(x.to(dtype))
+
+
+@pytest.mark.parametrize("inner", [9, 10])  # plain and gated
+def test_t5_in_fp16_stays_finite_where_sums_overflow(inner):
+    """Feed-forwards of large weights: the sums pass 65,504 in encoder and decoder. Without the
+    clamp the next norm divides inf by inf, for each of six seeds. Transformers clamps, and its
+    logits, of size 0.5, are ours up to fp16's rounding (0.012 here at most)."""
+    sizes = {**SMALL, "inner": inner, "heads": 2}
+    for seed in range(6):
+        hf_model = build(transformers.T5ForConditionalGeneration, sizes, seed)
+        with torch.no_grad():
+            for name, p in hf_model.named_parameters():
+                if ".wi" in name:
+                    p.mul_(40)
+                if ".wo." in name:
+                    p.mul_(1000 if inner == 9 else 40)
+        half = hf_model.half()
+        ours = from_transformers(half)
+        inputs = {"input_ids": SOURCE, "decoder_input_ids": TARGET}
+        with torch.no_grad():
+            a, b = ours(**inputs).logits, half(**inputs, use_cache=False).logits
+            for block in (b for s in (ours.encoder, ours.decoder) for b in s.blocks):
+                block.clamp = False
+            unclamped = ours(**inputs).logits
+        assert a.dtype == torch.float16 and a.isfinite().all() and b.isfinite().all()
+        torch.testing.assert_close(a, b, atol=0.03, rtol=0)
+        assert unclamped.isnan().any()
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -178,8 +232,9 @@ def test_bad_input_is_refused(inputs, message):
 
 @pytest.mark.parametrize("piece", CLASSES)
 def test_greedy_generation_is_that_of_transformers(piece):
-    """Three sources of 6, 3 and 5 tokens. The token that the first row writes fourth is made the
-    end: that row is padded from there on, and in some runs another row goes on."""
+    """Three sources of 6, 3 and 5 tokens, padded at either end; over there BART must get them
+    padded on the right. The token that the first row writes fourth is made the end: that row is
+    padded from there on, and in some runs another row goes on."""
     unended = 0
     for seed in range(6):
         hf_model = build(getattr(transformers, CLASSES[piece]), SMALL, seed)
@@ -190,12 +245,13 @@ def test_greedy_generation_is_that_of_transformers(piece):
         assert free.shape == (3, 13)
         ends = {"max_new_tokens": 12, "eos_token_id": int(free[0, 4]), "pad_token_id": 1}
         ours = generate_seq2seq(model, ids, mask, temperature=0, **ends)
+        right, there_ids = compact(mask, ids)
         theirs = hf_model.generate(
-            ids, attention_mask=mask, do_sample=False, num_beams=1, forced_eos_token_id=None,
-            **ends,
+            there_ids, attention_mask=right, do_sample=False, num_beams=1,
+            forced_eos_token_id=None, **ends,
         )  # fmt: skip
         assert ours.tolist() == theirs.tolist()
-        assert generate_seq2seq(hf_model, ids, mask, temperature=0, **ends).equal(ours)
+        assert generate_seq2seq(hf_model, there_ids, right, temperature=0, **ends).equal(ours)
         assert (ours[0, 5:] == 1).all()
         unended += sum(ends["eos_token_id"] not in row for row in ours[:, 1:].tolist())
     assert unended > 0

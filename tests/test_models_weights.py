@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_models import batches, llama, llamas
+from random_models import batches, llama, llamas, positions
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -68,7 +68,9 @@ def test_from_transformers_gives_the_same_logits(data):
     model = from_transformers(hf_model)
     with torch.no_grad():
         ours = model(input_ids, attention_mask=mask).logits
-        theirs = hf_model(input_ids, attention_mask=mask).logits
+        theirs = hf_model(
+            input_ids, attention_mask=mask, position_ids=positions(mask)
+        ).logits
     assert (ours - theirs).abs()[mask.bool()].max() <= 1e-5
 
 
@@ -91,7 +93,9 @@ def test_saved_weights_open_in_both_libraries(tmp_path_factory, data):
     assert type(hf_model) is LlamaForCausalLM
     with torch.no_grad():
         ours = model(input_ids, attention_mask=mask).logits
-        theirs = hf_model(input_ids, attention_mask=mask).logits
+        theirs = hf_model(
+            input_ids, attention_mask=mask, position_ids=positions(mask)
+        ).logits
     assert (ours - theirs).abs()[mask.bool()].max() <= 1e-5
 
 
@@ -278,6 +282,126 @@ def test_missing_files_and_folders_are_named(saved, tmp_path):
 def test_a_hub_name_without_a_network_is_refused_with_advice():
     with pytest.raises(FileNotFoundError, match="no folder owner/no-such.*name and the network"):
         from_pretrained("owner/no-such")
+
+
+# --- what wraps a model, or a part of it --------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["whole", "block", "both", "in place"])
+def test_a_compiled_model_is_saved_under_the_plain_names(tmp_path, part):
+    """Compiling puts ``_orig_mod.`` into the names of the weights, wherever it is done."""
+    model, plain = llama(), tmp_path / "plain"
+    save_pretrained(model, plain)
+    if part in ("block", "both"):
+        model.blocks[1] = torch.compile(model.blocks[1], backend="eager")
+    if part in ("whole", "both"):
+        model = torch.compile(model, backend="eager")
+    if part == "in place":
+        model.compile(backend="eager")
+    assert any("_orig_mod" in name for name in model.state_dict()) == (part != "in place")
+    save_pretrained(model, tmp_path / "compiled")
+    assert bytes_of(tmp_path / "compiled") == bytes_of(plain)
+    theirs = to_transformers(model).state_dict()
+    assert theirs.keys() == to_transformers(llama()).state_dict().keys()
+
+
+class Wrapped(torch.nn.Module):
+    """A layer inside another, as adapters are put on."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("write", [save_pretrained, lambda model, _: to_transformers(model)])
+def test_a_wrapped_layer_is_refused_by_its_names(tmp_path, write):
+    """It would be written as ``q_proj.linear.weight``, which nobody reads."""
+    model = llama()
+    model.blocks[0].attention.q = Wrapped(model.blocks[0].attention.q)
+    with pytest.raises(ValueError, match=r"blocks\.0\.attention\.q\.linear\.weight'\], which no "
+                       r"reader.*in their place: \['blocks\.0\.attention\.q\.weight"):  # fmt: skip
+        write(model, tmp_path / "wrapped")
+    assert not (tmp_path / "wrapped").exists()
+
+
+def test_a_weight_of_another_shape_and_one_too_few_are_refused(tmp_path):
+    model = llama()
+    model.blocks[1].feed_forward.up = torch.nn.Linear(24, 21, bias=False)
+    with pytest.raises(ValueError, match=r"up\.weight has shape \(21, 24\).* asks for \(20, 24\)"):
+        save_pretrained(model, tmp_path)
+    model = llama()
+    del model.norm.weight
+    with pytest.raises(ValueError, match=r"lacks the weights \['norm.weight'\]"):
+        save_pretrained(model, tmp_path)
+
+
+def test_a_model_of_another_library_is_refused(tmp_path):
+    for other in (to_transformers(llama()), Wrapped(llama())):
+        with pytest.raises(TypeError, match=f"expected one of the course's models, got "
+                           f"{type(other).__name__}: unwrap"):  # fmt: skip
+            save_pretrained(other, tmp_path)
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """A folder as transformers writes a large model: an index, and the weights in several files."""
+    folder = tmp_path / "shards"
+    to_transformers(llama()).save_pretrained(folder, max_shard_size="5KB")
+    return folder
+
+
+def test_weights_in_several_files_are_read_by_their_index(shards):
+    names = {path.name for path in shards.iterdir()}
+    assert "model.safetensors.index.json" in names and "model.safetensors" not in names
+    assert len([name for name in names if name.startswith("model-")]) >= 3
+    assert_equal_weights(from_pretrained(shards), llama())
+
+
+def test_a_single_file_beside_an_index_is_the_model(shards):
+    """As transformers has it: saving over a large model is saving the model."""
+    save_pretrained(llama(seed=1), shards)
+    assert_equal_weights(from_pretrained(shards), llama(seed=1))
+
+
+def index_of(folder):
+    path = folder / "model.safetensors.index.json"
+    return path, json.loads(path.read_text())
+
+
+def test_a_missing_or_cut_shard_is_named(shards):
+    last = max(shards.glob("model-*"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=f"{last.name} is truncated or corrupted.*again"):
+        from_pretrained(shards)
+    last.unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no {last.name}"):
+        from_pretrained(shards)
+
+
+def test_an_index_that_does_not_fit_its_files_is_refused(shards):
+    path, index = index_of(shards)
+    places = index["weight_map"]
+    first, last = min(places.values()), max(places.values())
+    moved = next(name for name, file in places.items() if file == first)
+    path.write_text(json.dumps({"weight_map": {**places, moved: last}}))
+    with pytest.raises(ValueError, match=f"{first} does not hold .*missing .*extra .*{moved}"):
+        from_pretrained(shards)
+    (shards.parent / "secret.safetensors").write_bytes((shards / first).read_bytes())
+    for bad in ({}, {"weight_map": {}}, {"weight_map": [1]}, {"weight_map": {"x": 1}},
+                {"weight_map": {"x": "../secret.safetensors"}}):  # fmt: skip
+        path.write_text(json.dumps(bad))
+        with pytest.raises(ValueError, match="names no files of its folder"):
+            from_pretrained(shards)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="index.json holds no fields"):
+        from_pretrained(shards)
 
 
 @contextmanager

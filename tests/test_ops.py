@@ -1,5 +1,6 @@
 """Operations on logits and masks: numbers derived by hand, and what is masked has no say."""
 
+import doctest
 import math
 
 import pytest
@@ -7,7 +8,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.ops import IGNORE_INDEX, masked_mean, token_logprobs
+from course_lib import ops
+from course_lib.ops import (
+    IGNORE_INDEX,
+    masked_mean,
+    sequence_logprobs,
+    shift_labels,
+    token_logprobs,
+)
+
+
+def test_the_docstrings_show_what_comes_out():
+    result = doctest.testmod(ops)
+    assert result.attempted >= 6 and not result.failed
+
+
+def test_labels_move_one_to_the_left():
+    """Position t predicts label t + 1; the last predicts nothing. The labels given stay."""
+    labels = torch.tensor([[7, IGNORE_INDEX, 9], [4, 5, 6]])
+    assert shift_labels(labels).tolist() == [[IGNORE_INDEX, 9, IGNORE_INDEX], [5, 6, IGNORE_INDEX]]
+    assert labels.tolist() == [[7, IGNORE_INDEX, 9], [4, 5, 6]]
+    assert shift_labels(labels[:, :1]).tolist() == [[IGNORE_INDEX]] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
+def test_labels_may_be_any_integers(dtype):
+    """int32 passed every check, and cross-entropy took it for class probabilities."""
+    logits = torch.tensor([[[6.0, 3, 1], [1, 2, 5], [1, 1, 98]]]).log()
+    labels = torch.tensor([[2, 0, IGNORE_INDEX]])
+    assert torch.equal(token_logprobs(logits, labels.to(dtype)), token_logprobs(logits, labels))
+    for wrong in (labels.float(), labels == 2):
+        with pytest.raises(ValueError, match="labels must be integers, one a token"):
+            token_logprobs(logits, wrong)
 
 
 def test_token_logprobs_by_hand():
@@ -33,6 +65,18 @@ def test_an_ignored_label_gives_zero_and_its_neighbours_keep_their_values():
     logprobs = token_logprobs(logits, torch.tensor([[1, IGNORE_INDEX, 0, 1]]))
     torch.testing.assert_close(logprobs, torch.tensor([[0.0, math.log(0.25), math.log(0.75)]]))
     assert logprobs[0, 0] == 0.0
+
+
+def test_sequence_logprobs_by_hand():
+    """Prompt of three tokens, reply of two: logit rows 2 and 3 count, with p = e⁻¹ and e⁻² for
+    their labels; the padding behind has e⁻⁹. Sum -3, mean -1.5. The padded width would give
+    -3/5 or -3/6, an inverted mask -9, labels unshifted rows 3 and 4. A row without any label: 0."""
+    wanted = torch.tensor([[-5.0, -5, -1, -2, -9, -9]])  # log-probability of word 1 by row
+    logits = torch.stack([(1 - wanted.exp()).log(), wanted], dim=-1).repeat(2, 1, 1)  # (2, 6, 2)
+    labels = torch.tensor([[-100, -100, -100, 1, 1, -100], [-100] * 6])
+    torch.testing.assert_close(sequence_logprobs(logits, labels), torch.tensor([-3.0, 0]))
+    means = sequence_logprobs(logits, labels, mean=True)
+    torch.testing.assert_close(means, torch.tensor([-1.5, 0]))
 
 
 def test_the_first_label_is_never_predicted():

@@ -95,7 +95,7 @@ def test_loss_equals_transformers_own(data):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_loss_equals_the_mean_of_token_logprobs(data):
-    """The slow reference: ``ops.token_logprobs`` shifts logits, the loss shifts labels."""
+    """The slow reference: every log-probability by itself, then the mean."""
     model = data.draw(llamas())
     input_ids, _ = data.draw(batches(model.config.vocab_size))
     if input_ids.shape[1] < 2:
@@ -135,7 +135,26 @@ def test_padding_gets_no_gradient():
     assert moved.nonzero().flatten().tolist() == [3, 4]
 
 
-def test_without_a_next_token_there_is_no_loss():
-    """One token predicts nothing: 0, and the count says so; transformers gives 0/0, nan."""
-    loss = causal_lm_loss(llama(), {"input_ids": torch.tensor([[3]])})
+def test_without_a_next_token_the_loss_is_zero():
+    """One token predicts nothing: a sum of no terms, and no gradient, as in every loss here, and
+    the count says so; transformers gives 0/0, nan."""
+    model = llama()
+    loss = causal_lm_loss(model, {"input_ids": torch.tensor([[3]])})
+    loss.backward()
     assert loss.item() == loss.count.item() == 0
+    assert model.embed.weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_integers_have_the_same_loss(dtype):
+    """-100 in uint8 would be 156, and cross-entropy takes int64 alone."""
+    ids, mask = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[1, 1, 1, 0]])
+    labels = causal_labels(ids.to(dtype), mask)
+    assert labels.dtype == torch.int64 and labels.tolist() == [[3, 4, 5, -100]]
+    if dtype == torch.int32:  # the embedding takes it
+        batch = {"input_ids": ids, "attention_mask": mask}
+        small = {"input_ids": ids.to(dtype), "attention_mask": mask}
+        assert torch.equal(causal_lm_loss(llama(), small), causal_lm_loss(llama(), batch))
+    for wrong in (ids.float(), ids > 3):
+        with pytest.raises(ValueError, match="input_ids must be integers, one a token"):
+            causal_labels(wrong)

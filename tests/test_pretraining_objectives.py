@@ -130,6 +130,15 @@ def test_random_words_are_uniform_and_every_position_is_as_likely():
     assert sum((int(c) - 20_000) ** 2 / 10_000 for c in chosen.sum(0)) < 18.47
 
 
+def test_mask_tokens_takes_any_integers():
+    """From uint8, -100 would be 156; labels and inputs are those of the same ids in int64."""
+    ids = torch.arange(3, 40)[None]
+    outs = [mask_tokens(ids.to(dtype), mask_id=1, vocab_size=40, mask_prob=0.5, generator=gen())
+            for dtype in (torch.int64, torch.uint8)]  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+    assert (outs[0][1] == IGNORE_INDEX).any()
+
+
 @often
 @given(st.lists(st.lists(st.integers(0, 20), min_size=6, max_size=6), min_size=1), seeds)
 def test_mask_tokens_leaves_specials_masks_and_its_argument_alone(rows, seed):

@@ -1,4 +1,4 @@
-"""Prompting: templates, few-shot examples, votes, scores of candidates, calibration, heads."""
+"""Prompting: templates, few-shot examples, votes, candidates compared, calibration, heads."""
 
 import copy
 import random
@@ -21,18 +21,18 @@ from course_lib.prompting import (
     PARTS,
     Prompt,
     Result,
-    Seeds,
+    SeedResults,
     attention_weights,
     calibrate,
+    candidate_logps,
     choose,
     complete,
     evaluate,
     evaluate_seeds,
     few_shot,
     grade,
-    induction_scores,
+    induction_attention,
     majority,
-    score_candidates,
     self_consistency,
     token_counter,
     without_heads,
@@ -275,16 +275,6 @@ def test_a_vote_without_answers_is_refused():
 # --- grading ------------------------------------------------------------------------------------
 
 
-def test_exact_matches_are_counted_with_their_interval():
-    """3 of 4 with z = 1.96, z² = 3.8416: centre (.75 + .4802) / 1.9604 = .62753, half-width
-    1.96 / 1.9604 · √(.75 · .25 / 4 + (.49 / 2)²) = .99980 · √(.046875 + .060025) = .32689."""
-    result = grade(["cat", "dogs", "5", "pear"], ["cat", "dog", "5", "pear"])
-    assert result.hits == (True, False, True, True) and result.accuracy == 0.75
-    assert result.interval.centre == pytest.approx(0.62753, abs=1e-5)
-    assert result.interval.half_width == pytest.approx(0.32689, abs=1e-5)
-    assert str(result) == "0.750 (95 %: 0.301 to 0.954, n = 4)"
-
-
 def test_evaluation_completes_parses_and_grades(capsys):
     prompts = [f"{w} ->" for w in ("dog", "cat", "fox")]
     model = {"dog ->": " dogs.\nhen", "cat ->": " cat", "fox ->": " The answer is foxes."}
@@ -298,15 +288,13 @@ def test_evaluation_completes_parses_and_grades(capsys):
 
 def test_answers_must_match_in_number():
     for predictions, answers in (([], []), (["a"], ["a", "b"])):
-        with pytest.raises(ValueError, match=f"{len(predictions)} predictions for {len(answers)}"):
-            grade(predictions, answers)
         with pytest.raises(ValueError, match=f"{len(predictions)} prompts for {len(answers)}"):
             evaluate(str.upper, None, predictions, answers)
 
 
 def test_seeds_are_pooled():
     """Two of two and one of two right: 3 of 4, the interval of four items and not of two."""
-    seeds = Seeds((grade(["a", "b"], ["a", "b"]), grade(["a", "b"], ["a", "c"])))
+    seeds = SeedResults((grade(["a", "b"], ["a", "b"]), grade(["a", "b"], ["a", "c"])))
     assert (seeds.least, seeds.accuracy, seeds.most) == (0.5, 0.75, 1.0)
     assert seeds.pooled == Result(("a", "b", "a", "b"), (True, True, True, False))
     assert str(seeds) == "0.750 (95 %: 0.301 to 0.954, n = 4; seeds 0.500 to 1.000)"
@@ -333,7 +321,7 @@ def test_seeds_that_say_nothing_new(items, seeds):
         evaluate_seeds(str.upper, None, lambda rng: ("a", "A"), items, seeds=seeds)
 
 
-# --- scores of candidates -----------------------------------------------------------------------
+# --- candidates compared ------------------------------------------------------------------------
 
 TOY = Words("A: big red cat dog end")
 # After A: "dog" has .4; "big" .5, then "cat" .5, then "end" .9: big cat .25, big cat end .225.
@@ -343,30 +331,30 @@ TABLE = {"A:": {"dog": 0.4, "big": 0.5, "end": 0.1}, "big": {"cat": 0.5, "red": 
 
 def test_length_normalisation_changes_the_winner():
     """log .4 = -.9163 is more than log(.5 · .5 · .9) = -1.4917, but less than a third of it."""
-    scores = score_candidates(Bigrams(TOY, TABLE), TOY, ["A:", "big A:"], ["dog", "big cat end"])
-    assert scores.lengths.tolist() == [[1, 3]] * 2
-    assert_close(scores.logprobs, torch.tensor([[-0.9163, -1.4917]] * 2), atol=1e-4, rtol=0)
-    assert_close(scores.per_token, torch.tensor([[-0.9163, -0.4972]] * 2), atol=1e-4, rtol=0)
-    assert choose(scores.logprobs, ["dog", "big cat end"]) == ["dog", "dog"]
-    assert choose(scores.per_token, ["dog", "big cat end"]) == ["big cat end", "big cat end"]
+    found = candidate_logps(Bigrams(TOY, TABLE), TOY, ["A:", "big A:"], ["dog", "big cat end"])
+    assert found.lengths.tolist() == [[1, 3]] * 2
+    assert_close(found.summed, torch.tensor([[-0.9163, -1.4917]] * 2), atol=1e-4, rtol=0)
+    assert_close(found.per_token, torch.tensor([[-0.9163, -0.4972]] * 2), atol=1e-4, rtol=0)
+    assert choose(found.summed, ["dog", "big cat end"]) == ["dog", "dog"]
+    assert choose(found.per_token, ["dog", "big cat end"]) == ["big cat end", "big cat end"]
 
 
 def test_a_start_token_stands_before_the_prompt_alone():
     """Before the candidate too it would be a token more, of probability 0 after A:."""
     tokenizer = Words("A: big red cat dog end", start="red")
     assert token_counter(tokenizer)("A:") == 2
-    scores = score_candidates(Bigrams(tokenizer, TABLE), tokenizer, ["A:"], ["dog", "big cat"])
-    assert scores.lengths.tolist() == [[1, 2]]
-    assert_close(scores.logprobs.exp(), torch.tensor([[0.4, 0.25]]))
+    found = candidate_logps(Bigrams(tokenizer, TABLE), tokenizer, ["A:"], ["dog", "big cat"])
+    assert found.lengths.tolist() == [[1, 2]]
+    assert_close(found.summed.exp(), torch.tensor([[0.4, 0.25]]))
 
 
 def test_each_prompt_may_have_its_own_candidates():
     """p(dog | A:) = .4, p(end | A:) = .1; p(cat | big) = p(red | big) = .5: of equals the first."""
     own = [["dog", "end"], ["cat", "red"]]
-    scores = score_candidates(Bigrams(TOY, TABLE), TOY, ["A:", "A: big"], own).logprobs
-    assert_close(scores.exp(), torch.tensor([[0.4, 0.1], [0.5, 0.5]]))
-    assert choose(scores, own) == ["dog", "cat"]
-    assert choose(-scores, own) == ["end", "cat"]
+    logps = candidate_logps(Bigrams(TOY, TABLE), TOY, ["A:", "A: big"], own).summed
+    assert_close(logps.exp(), torch.tensor([[0.4, 0.1], [0.5, 0.5]]))
+    assert choose(logps, own) == ["dog", "cat"]
+    assert choose(-logps, own) == ["end", "cat"]
 
 
 @pytest.mark.parametrize(
@@ -386,14 +374,14 @@ def test_each_prompt_may_have_its_own_candidates():
         (["A: " * 31], ["dog", "big cat"], "'big cat' of 2 exceed the context of 32"),
     ],
 )
-def test_candidates_that_cannot_be_scored(prompts, candidates, message):
+def test_candidates_that_cannot_be_compared(prompts, candidates, message):
     with pytest.raises(ValueError, match=message):
-        score_candidates(Bigrams(TOY, TABLE), TOY, prompts, candidates)
+        candidate_logps(Bigrams(TOY, TABLE), TOY, prompts, candidates)
 
 
 def test_a_function_has_no_probabilities():
-    with pytest.raises(TypeError, match="scored with the model's logits"):
-        score_candidates(str.upper, None, ["a"], ["b"])
+    with pytest.raises(TypeError, match="compared by the model's logits"):
+        candidate_logps(str.upper, None, ["a"], ["b"])
 
 
 def test_choices_need_one_candidate_a_column():
@@ -445,16 +433,16 @@ def one_at_a_time(model, tokenizer, prompt, candidate) -> float:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_scores_are_those_of_one_text_at_a_time(tokenizer, pair, batch_size):
+def test_logps_are_those_of_one_text_at_a_time(tokenizer, pair, batch_size):
     prompts = ["dog ->", "x", LINES[0] + "\n" + LINES[2] + "\ncat ->"]
     candidates = [" animal", " c", " colour and fruit"]
     for model in (*pair, learnt_positions(len(tokenizer))):
-        scores = score_candidates(model, tokenizer, prompts, candidates, batch_size=batch_size)
+        found = candidate_logps(model, tokenizer, prompts, candidates, batch_size=batch_size)
         expected = [[one_at_a_time(model, tokenizer, p, c) for c in candidates] for p in prompts]
-        assert_close(scores.logprobs, torch.tensor(expected), atol=1e-4, rtol=1e-5)
-        assert scores.lengths[0].tolist() == [len(tokenizer(c)["input_ids"]) for c in candidates]
-        assert len({*scores.lengths[0].tolist()}) == 3
-    assert not scores.logprobs.requires_grad
+        assert_close(found.summed, torch.tensor(expected), atol=1e-4, rtol=1e-5)
+        assert found.lengths[0].tolist() == [len(tokenizer(c)["input_ids"]) for c in candidates]
+        assert len({*found.lengths[0].tolist()}) == 3
+    assert not found.summed.requires_grad
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -464,13 +452,13 @@ def test_scores_are_those_of_one_text_at_a_time(tokenizer, pair, batch_size):
                         unique=True),
     batch_size=st.integers(1, 7),
 )  # fmt: skip
-def test_batches_score_and_write_as_single_prompts(
+def test_batches_compare_and_write_as_single_prompts(
     tokenizer, pair, prompts, candidates, batch_size
 ):
     model = pair[0]
     expected = [[one_at_a_time(model, tokenizer, p, c) for c in candidates] for p in prompts]
-    scores = score_candidates(model, tokenizer, prompts, candidates, batch_size=batch_size)
-    assert_close(scores.logprobs, torch.tensor(expected), atol=1e-4, rtol=1e-5)
+    found = candidate_logps(model, tokenizer, prompts, candidates, batch_size=batch_size)
+    assert_close(found.summed, torch.tensor(expected), atol=1e-4, rtol=1e-5)
     written = complete(model, tokenizer, prompts, 8, batch_size=batch_size)
     assert written == [complete(model, tokenizer, [p], 8)[0] for p in prompts]
 
@@ -502,10 +490,10 @@ def test_our_model_transformers_and_a_function_are_asked_alike(tokenizer, pair):
 
 def test_calibration_by_hand():
     """.8 / .9 against .2 / .1 is .889 against 2: the second wins, with 2 / 2.889 = .6923."""
-    scores, free = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.9, 0.1]]).log()
-    assert_close(calibrate(scores, free).exp(), torch.tensor([[0.3077, 0.6923]]), atol=1e-4, rtol=0)
-    assert choose(scores, ["yes", "no"]) == ["yes"]
-    assert choose(calibrate(scores, free), ["yes", "no"]) == ["no"]
+    logps, free = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    assert_close(calibrate(logps, free).exp(), torch.tensor([[0.3077, 0.6923]]), atol=1e-4, rtol=0)
+    assert choose(logps, ["yes", "no"]) == ["yes"]
+    assert choose(calibrate(logps, free), ["yes", "no"]) == ["no"]
 
 
 def test_content_free_probabilities_are_averaged_after_normalising():
@@ -525,11 +513,11 @@ def test_calibration_leaves_no_bias(seed, N, C, M):
     """The content-free input itself becomes undecided; with no bias nothing changes; what shifts
     all candidates of a prompt alike does not matter."""
     g = torch.Generator().manual_seed(seed)
-    scores, free = torch.randn(N, C, generator=g), torch.randn(M, C, generator=g)
+    logps, free = torch.randn(N, C, generator=g), torch.randn(M, C, generator=g)
     assert_close(calibrate(free[:1], free[:1]).exp(), torch.full((1, C), 1 / C))
-    assert_close(calibrate(scores, torch.zeros(M, C)), scores.log_softmax(1))
-    assert_close(calibrate(scores + 3, free - 5), calibrate(scores, free), atol=1e-5, rtol=1e-4)
-    assert_close(calibrate(scores, free).exp().sum(1), torch.ones(N))
+    assert_close(calibrate(logps, torch.zeros(M, C)), logps.log_softmax(1))
+    assert_close(calibrate(logps + 3, free - 5), calibrate(logps, free), atol=1e-5, rtol=1e-4)
+    assert_close(calibrate(logps, free).exp().sum(1), torch.ones(N))
 
 
 def test_calibration_of_a_biased_model():
@@ -539,18 +527,18 @@ def test_calibration_of_a_biased_model():
                  "paws": {"dog": 0.8, "cat": 0.2}}  # fmt: skip
     prompt, model, labels = Prompt(layout="-> {input} {output}\n"), None, ["dog", "cat"]
     model = Bigrams(tokenizer, following | {w: following["->"] for w in ("N/A", "[MASK]")})
-    scores = score_candidates(model, tokenizer, [prompt.render("paws")], labels).logprobs
-    free = score_candidates(model, tokenizer, [prompt.render(x) for x in CONTENT_FREE], labels)
-    assert choose(scores, labels) == ["dog"]
-    assert choose(calibrate(scores, free.logprobs), labels) == ["cat"]
+    logps = candidate_logps(model, tokenizer, [prompt.render("paws")], labels).summed
+    free = candidate_logps(model, tokenizer, [prompt.render(x) for x in CONTENT_FREE], labels)
+    assert choose(logps, labels) == ["dog"]
+    assert choose(calibrate(logps, free.summed), labels) == ["cat"]
 
 
 @pytest.mark.parametrize(
-    ("scores", "free"), [((2, 3), (1, 2)), ((3,), (1, 3)), ((2, 3), (3,)), ((2, 3), (0, 3))]
+    ("logps", "free"), [((2, 3), (1, 2)), ((3,), (1, 3)), ((2, 3), (3,)), ((2, 3), (0, 3))]
 )
-def test_shapes_of_calibration(scores, free):
+def test_shapes_of_calibration(logps, free):
     with pytest.raises(ValueError, match="must be|is empty"):
-        calibrate(torch.zeros(scores), torch.zeros(free))
+        calibrate(torch.zeros(logps), torch.zeros(free))
 
 
 # --- heads --------------------------------------------------------------------------------------
@@ -614,7 +602,7 @@ def test_attention_weights_are_those_of_transformers(seed, heads, B, T):
     assert not weights.requires_grad
 
 
-def test_induction_scores_by_hand():
+def test_induction_attention_by_hand():
     """A B C A B C: the second A (place 3) looks at the first B (place 1), B (4) at C (2).
 
     Head 0 does so with .9 and .7, mean .8, whatever the last C does; head 1 looks at the token
@@ -625,12 +613,12 @@ def test_induction_scores_by_hand():
     for query in range(1, 6):
         weights[0, 0, 1, query, query - 1] = 1
         weights[0, 0, 2, query, max(query - 3, 0)] = 1
-    assert_close(induction_scores(weights), torch.tensor([[0.8, 0.0, 0.0]]))
+    assert_close(induction_attention(weights), torch.tensor([[0.8, 0.0, 0.0]]))
     both = torch.cat([weights, torch.zeros_like(weights)], dim=1)
-    assert_close(induction_scores(both), torch.tensor([[0.4, 0.0, 0.0]]))
+    assert_close(induction_attention(both), torch.tensor([[0.4, 0.0, 0.0]]))
 
 
 @pytest.mark.parametrize("T", [2, 5])
 def test_a_text_without_two_halves(T):
     with pytest.raises(ValueError, match=f"{T} tokens are no text of two equal halves"):
-        induction_scores(torch.zeros(1, 1, 1, T, T))
+        induction_attention(torch.zeros(1, 1, 1, T, T))

@@ -161,7 +161,7 @@ def test_the_card_states_the_model_the_recipe_and_the_figures(run, tmp_path):
         "| training | 200 steps of 2 × 32: 0.0 M tokens, seed 3 |",
         "Muon (lr 0.015)", "AdamW (lr 0.003)",
         "5 steps of warm-up, then linearly to zero; in the last stage once more, from 0.3 of",
-        "| last 60 steps | list operations 24%",
+        "| last 60 steps | list operations 24%", "| precision | fp32 |",
         "| last training loss | 4.568 nats a token |",
         "evaluation seeds 0, 1.",
         "| `facts` | 0.500 | 0.250 | 0.750 |",

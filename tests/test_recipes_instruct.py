@@ -140,6 +140,7 @@ def test_the_card_states_the_recipe_and_the_figures(run, tmp_path):
         "seed 3; 30% of the rows are documents",
         "| training | 6 steps of 8 rows",
         "| last training loss | 0.432 nats a token |",
+        "| precision | fp32 |",
         "| `instructions_all` | 0.500 | 0.250 | 0.750 |",
     ):
         assert line in card, line

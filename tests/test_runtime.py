@@ -5,7 +5,7 @@ import torch
 
 import course_lib
 from course_lib import runtime
-from course_lib.runtime import autocast, device
+from course_lib.runtime import autocast, device, evaluation_mode, model_device
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +67,54 @@ def test_autocast_computes_products_in_the_precision_it_is_told():
     message = 'must be "auto", "no" or "bf16", got \'fp16\''
     with pytest.raises(ValueError, match=message), autocast(cpu, "fp16"):
         pass
+
+
+def half_frozen() -> torch.nn.Module:
+    """In training, but for the middle part, which is frozen in evaluation mode."""
+    model = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Dropout()) for _ in range(3)))
+    model.train()
+    model[1].eval()
+    return model
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_evaluation_mode_ends_as_it_began_part_by_part(error):
+    """``model.train()`` at the end would wake the frozen part too."""
+    model = half_frozen()
+    before = [module.training for module in model.modules()]
+    assert before == [True, True, True, False, False, True, True]
+    try:
+        with evaluation_mode(model):
+            assert not any(module.training for module in model.modules())
+            if error:
+                raise KeyError
+    except KeyError:
+        pass
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_model_in_evaluation_mode_stays_so():
+    model = half_frozen().eval()
+    with evaluation_mode(model):
+        pass
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_part_that_does_more_when_its_mode_changes_is_told():
+    """As layers that merge their weights for evaluation: each change goes through ``train``."""
+
+    class Merging(torch.nn.Module):
+        merged = False
+
+        def train(self, mode: bool = True):
+            self.merged = not mode
+            return super().train(mode)
+
+    model = torch.nn.Sequential(Merging()).train()
+    with evaluation_mode(model):
+        assert model[0].merged
+    assert not model[0].merged
+
+
+def test_the_device_of_a_model_is_that_of_its_weights():
+    assert model_device(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")

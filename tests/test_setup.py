@@ -1,9 +1,12 @@
-"""Setting up: whatever is missing, one clear sentence says what and what to do."""
+"""Setting up: whatever is missing, one clear sentence says what and what to do; and whatever the
+user's settings say, packages go into .venv."""
 
 import ast
+import os
 import re
 import shutil
 import sys
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 
@@ -16,7 +19,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """A project of its own, so that nothing here touches the real .venv; pip is never run."""
+    """A project of its own, so that nothing here touches the real .venv."""
     monkeypatch.setattr(setup_venv, "ROOT", str(tmp_path))
     monkeypatch.setattr(setup_venv, "VENV", str(tmp_path / ".venv"))
     monkeypatch.setattr(setup_venv, "PYTHON", str(tmp_path / ".venv" / "bin" / "python"))
@@ -134,6 +137,70 @@ def test_what_is_ready_is_left_alone_until_a_source_changes(elsewhere, monkeypat
     monkeypatch.setattr(setup_venv, "ROOT", str(copy))
     monkeypatch.setattr(setup_venv, "STAMP", str(copy / ".venv" / "course-ready"))
     assert not setup_venv.is_ready(), "a .venv points at the place where it was made"
+
+
+def make_wheel(folder: Path, name: str) -> None:
+    """A wheel with one module that holds its own name: a zip archive of four files."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", f"name = {name!r}\n")
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL",
+                       "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any")  # fmt: skip
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory):
+    """A real .venv with a real pip, made as make makes it."""
+    folder = tmp_path_factory.mktemp("real") / ".venv"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setup_venv, "VENV", str(folder))
+        patch.setattr(setup_venv, "PYTHON", str(folder / "bin" / "python"))
+        patch.setenv("PYTHONHOME", "/nowhere")
+        patch.setenv("PYTHONPATH", "/nowhere")
+        setup_venv.make_venv(sys.executable)
+    return folder
+
+
+@pytest.mark.parametrize("settings", ["file", "environment"])
+def test_packages_go_into_the_venv_whatever_pip_is_told(elsewhere, venv, monkeypatch, settings):
+    """A user who has set ``user``, ``target``, ``prefix`` and more for all of pip; the folder of
+    wheels comes from the same settings and is used."""
+    name = f"tiny_{settings}"
+    make_wheel(elsewhere / "wheels", name)
+    monkeypatch.setattr(setup_venv, "VENV", str(venv))
+    monkeypatch.setattr(setup_venv, "PYTHON", str(venv / "bin" / "python"))
+    for variable in [v for v in os.environ if v.startswith("PIP_")]:
+        monkeypatch.delenv(variable)
+    options = {"user": "yes", "target": elsewhere / "target", "prefix": elsewhere / "prefix",
+               "root": elsewhere / "root", "no-index": "yes", "dry-run": "yes",
+               "find-links": elsewhere / "wheels"}  # fmt: skip
+    if settings == "file":
+        lines = "".join(f"{option} = {value}\n" for option, value in options.items())
+        (elsewhere / "pip.conf").write_text(f"[install]\n{lines}", encoding="utf-8")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(elsewhere / "pip.conf"))
+    else:
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        for option, value in options.items():
+            monkeypatch.setenv(f"PIP_{option.upper().replace('-', '_')}", str(value))
+        monkeypatch.setenv("PIP_PYTHON", "/nowhere/python")
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    assert setup_venv.pip(name)
+    assert list(venv.glob(f"lib/python*/site-packages/{name}.py"))
+    assert not [p for p in elsewhere.iterdir() if p.name in ("target", "prefix", "root")]
+
+
+def test_what_pip_would_take_is_asked_in_the_same_way(elsewhere, venv, monkeypatch):
+    """With ``user`` set, the question failed: on Linux a CUDA build was feared for nothing."""
+    make_wheel(elsewhere / "wheels", "torch")
+    monkeypatch.setattr(setup_venv, "VENV", str(venv))
+    monkeypatch.setattr(setup_venv, "PYTHON", str(venv / "bin" / "python"))
+    monkeypatch.setattr(setup_venv.platform, "system", lambda: "Linux")
+    for name, value in (("USER", "1"), ("NO_INDEX", "1"), ("FIND_LINKS", elsewhere / "wheels")):
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    assert setup_venv.default_build_is_small("torch==1.0")
 
 
 def test_the_lock_names_torch_exactly(monkeypatch):

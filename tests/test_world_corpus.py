@@ -108,6 +108,24 @@ def test_rows_do_not_depend_on_the_number_of_processes(tokenizer_path):
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_streams_may_alternate(tokenizer_path, tmp_path):
+    """Two streams with other tokenizers, read by turns, give what each gives alone. (The tokenizer
+    of the last that began was everybody's: the first stream's second shard changed.)"""
+    from course_lib.world.tokenizer import train_tokenizer
+
+    other = tmp_path / "tokenizer.json"
+    train_tokenizer((d.text for d in islice(documents(5), 100)), 400).save(str(other))
+    arguments = (0, tokenizer_path, 64, 1), (1, other, 32, 1)
+    alone = [list(islice(packed_rows(*given), 2)) for given in arguments]
+    first, second = (packed_rows(*given) for given in arguments)
+    mixed = [[next(first)], [next(second)]]
+    mixed[0].append(next(first))
+    mixed[1].append(next(second))
+    assert alone[0][1].max() >= 400 > alone[1][1].max()
+    for a, b in zip(alone[0] + alone[1], mixed[0] + mixed[1], strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_a_stopped_writing_leaves_no_corpus_behind(tokenizer_path, tmp_path, monkeypatch):
     """The file appears only when it is complete."""
     import course_lib.world.corpus as corpus

@@ -14,7 +14,7 @@ from course_lib.world import lexicon
 class WordTokenizer:
     """One token a word: makes the arithmetic of ``assemble`` easy to follow."""
 
-    def __call__(self, text):
+    def __call__(self, text, add_special_tokens=True):
         return {"input_ids": text.split()}
 
 
@@ -39,6 +39,18 @@ def test_accuracy_counts_exact_answers_only(monkeypatch):
         config = type("Config", (), {"block_size": 64})
 
     assert ev.accuracy(Model(), WordTokenizer(), items) == 0.5
+
+
+def test_a_model_in_training_goes_on_training():
+    """The evaluation runs without dropout, and leaves the model as it came."""
+    words = Words("q a b \\n", end="b")
+    model = Llama(LlamaConfig(4, 1, 2, 2, 8, 8, 32)).train()
+    seen = []
+    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    items = [ev.Item("q", "a"), ev.Item("q q", "b")]
+    ev.accuracy(model, words, items)
+    ev.answer_nats(model, words, items)
+    assert seen and not any(seen) and model.training
 
 
 def test_unknown_figures_are_refused():

@@ -21,7 +21,7 @@ import install_cells
 import jupytext
 import nbformat
 import psutil
-from jupyter_client.kernelspec import KernelSpecManager
+from kernels import use_this_python
 from nbclient import NotebookClient
 from pages import NOT_REBUILT
 from work import children_seconds, work
@@ -107,6 +107,7 @@ def execute(text: Path) -> None:
     if not CARD.search(content):
         sys.exit(f"{text.name} has no budget card: see CONTRIBUTING.md for its form.")
     notebook = jupytext.reads(content, fmt="md:myst")
+    use_this_python()
     watch = Watch()
     watch.start()
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +116,6 @@ def execute(text: Path) -> None:
         started = time.perf_counter()
         client = NotebookClient(notebook, timeout=None, kernel_name="python3",
                                 resources={"metadata": {"path": str(BOOK)}})  # fmt: skip
-        client.create_kernel_manager().kernel_spec_manager = OwnKernel()
         client.execute(env=environment)
         seconds = time.perf_counter() - started
         entries = entries_of(ledger)
@@ -135,15 +135,6 @@ def execute(text: Path) -> None:
     if seconds > ceiling_seconds(text.stem) or watch.peak > CEILING_MB:
         print(f"{text.stem} exceeds its ceiling of {ceiling_seconds(text.stem)} s on two AVX2 "
               f"cores and {CEILING_MB} MB: if this machine is not busy, make it smaller.")
-
-
-class OwnKernel(KernelSpecManager):
-    """Finds the kernel of this Python, whatever other kernels the user has by the same name."""
-
-    def get_kernel_spec(self, kernel_name):
-        from ipykernel.kernelspec import RESOURCES, get_kernel_dict
-
-        return self.kernel_spec_class(resource_dir=RESOURCES, **get_kernel_dict())
 
 
 # --- the ledger of claims -----------------------------------------------------------------------

@@ -58,11 +58,13 @@ def find_python():
 
 
 def make_venv(python):
+    environment = own_environment()
     works = os.path.exists(PYTHON) and subprocess.call([PYTHON, "-m", "pip", "--version"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) == 0  # fmt: skip
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) == 0  # fmt: skip
     if works:
         return
-    if subprocess.call([python, "-c", "import venv, ensurepip"], stderr=subprocess.DEVNULL):
+    if subprocess.call([python, "-c", "import venv, ensurepip"], stderr=subprocess.DEVNULL,
+                       env=environment):  # fmt: skip
         stop(
             "The venv module is missing: install it (on Debian and Ubuntu: apt install "
             "python3-venv), then run make again."
@@ -70,14 +72,29 @@ def make_venv(python):
     if os.path.exists(VENV):
         print("Replacing an incomplete .venv.")
         shutil.rmtree(VENV)
-    if subprocess.call([python, "-m", "venv", VENV]):
+    if subprocess.call([python, "-m", "venv", VENV], env=environment):
         stop("Making .venv failed: see the lines above.")
 
 
+def own_environment():
+    """The user's environment without what leads Python or pip to another place than .venv.
+
+    Where the packages come from (find-links, indexes, proxies, certificates) stays the user's.
+    """
+    elsewhere = ["PYTHONHOME", "PYTHONPATH", "PIP_PYTHON"]
+    environment = {name: value for name, value in os.environ.items() if name not in elsewhere}
+    return dict(environment, PIP_ROOT_USER_ACTION="ignore", PIP_DRY_RUN="0", PIP_NO_DEPS="0")
+
+
+def pip_command(*args):
+    """pip install into .venv, whatever pip.conf or PIP_USER, PIP_TARGET, ... say: options count
+    more than both. (An empty prefix or root would be the working folder.)"""
+    return [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet",
+            "--no-user", "--target=", "--root=/", "--prefix", VENV] + list(args)  # fmt: skip
+
+
 def pip(*args):
-    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet"]
-    environment = dict(os.environ, PIP_ROOT_USER_ACTION="ignore")
-    return subprocess.call(command + list(args), env=environment) == 0
+    return subprocess.call(pip_command(*args), env=own_environment()) == 0
 
 
 def locked_torch():
@@ -93,10 +110,11 @@ def default_build_is_small(requirement):
     """Whether pip as the user set it up (find-links, extra indexes) would take a CPU build."""
     if platform.system() != "Linux":
         return True
-    command = [PYTHON, "-m", "pip", "install", "--dry-run", "--no-deps", "--ignore-installed",
-               "--quiet", "--disable-pip-version-check", "--report", "-", requirement]  # fmt: skip
+    command = pip_command("--dry-run", "--no-deps", "--ignore-installed", "--report", "-",
+                          requirement)  # fmt: skip
     try:
-        report = json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL))
+        report = json.loads(subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, env=own_environment()))  # fmt: skip
         chosen = report["install"][0]
     except (subprocess.CalledProcessError, ValueError, LookupError):
         return False
@@ -109,7 +127,8 @@ def install_torch():
     requirement = locked_torch()
     installed = subprocess.run([PYTHON, "-c", "import importlib.metadata as m;"
         "print('torch==' + m.version('torch').split('+')[0])"],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode().strip()  # fmt: skip
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env=own_environment()).stdout.decode().strip()  # fmt: skip
     if installed == requirement or has_gpu() or default_build_is_small(requirement):
         return pip(requirement)
     if pip("--no-deps", "--index-url", CPU_INDEX, requirement):

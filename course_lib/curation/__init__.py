@@ -5,13 +5,9 @@ large crawl and writes its figures. Needs the extra ``curation``.
 """
 
 from course_lib.curation.duplicates import DuplicateIndex, band_keys, shingles
+from course_lib.curation.personal import mask_personal
 from course_lib.curation.pipeline import Document, Funnel, back, curate, front, main_text, samples
-from course_lib.curation.removal import (
-    Contamination,
-    evaluation_items,
-    leak_texts,
-    mask_personal,
-)
+from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
 
 __all__ = [
     "Contamination", "Document", "DuplicateIndex", "Funnel", "back", "band_keys", "curate",

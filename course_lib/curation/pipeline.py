@@ -13,8 +13,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from course_lib.curation.duplicates import DuplicateIndex, band_keys
+from course_lib.curation.pages import is_closed, unreadable
+from course_lib.curation.personal import mask_personal
 from course_lib.curation.quality import c4, gopher
-from course_lib.curation.removal import Contamination, mask_personal
+from course_lib.curation.removal import Contamination
 from course_lib.world.crawl import Page, Truth
 
 
@@ -83,13 +85,21 @@ def from_pages(pages: Iterable[Page]) -> Iterator[Document]:
         yield Document(page.number, page.html, page.truth)
 
 
-def whole(documents: Iterable[Document]) -> Iterator[Document]:
-    """Pages that the crawler did not cut: here those that close their ``<html>``.
+def readable(documents: Iterable[Document], dropped: Counter) -> Iterator[Document]:
+    for document in documents:
+        if (reason := unreadable(document.text)) is None:
+            yield document
+        else:
+            dropped[f"unreadable: {reason}"] += 1
 
-    A WARC file says so itself (``WARC-Truncated``); sites that leave out the tag are lost.
+
+def whole(documents: Iterable[Document]) -> Iterator[Document]:
+    """Pages that the crawler did not cut: here those that are closed.
+
+    A WARC file says so itself (``WARC-Truncated``); sites that leave out the tags are lost.
     """
     for document in documents:
-        if document.text.rstrip().endswith("</html>"):
+        if is_closed(document.text):
             yield document
 
 
@@ -169,7 +179,7 @@ def decontaminated(documents: Iterable[Document], items: Contamination) -> Itera
 def front(pages: Iterable[Page], funnel: Funnel) -> Iterator[Document]:
     """All stages that look at one page alone."""
     stream = funnel.count("crawled", from_pages(pages))
-    stream = funnel.count("whole", whole(stream))
+    stream = funnel.count("whole", whole(readable(stream, funnel.dropped)))
     stream = funnel.count("main text", extracted(stream))
     stream = funnel.count("English", english(stream))
     stream = funnel.count("C4 rules", pass_c4(stream, funnel.dropped))
@@ -226,8 +236,9 @@ def samples(
 
     def tap(pages: Iterable[Page]) -> Iterator[Page]:
         for page in pages:
-            put("raw", extract_plain_text(page.html) if size["raw"] < characters else "")
-            put("random", main_text(page.html) if size["random"] < characters else "")
+            for name, extract in (("raw", extract_plain_text), ("random", main_text)):
+                if size[name] < characters and unreadable(page.html) is None:
+                    put(name, extract(page.html))
             yield page
 
     for document in curate(tap(pages), funnel, items):

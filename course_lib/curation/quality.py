@@ -36,8 +36,15 @@ def clean_lines(text: str) -> str:
 
 
 def sentences(text: str) -> int:
-    """How many sentences: runs of text that end in a full stop, question or exclamation mark."""
-    return len(re.findall(r"[^.!?\s][^.!?]*[.!?]+", text))
+    """How many sentences: runs of text that end in a full stop, question or exclamation mark.
+
+    Split, not searched for: a search tries a text without any mark from each of its characters.
+
+    Example:
+        >>> sentences("Wait... What?! Yes. and the rest")
+        3
+    """
+    return sum(bool(piece.strip()) for piece in re.split(r"[.!?]+", text)[:-1])
 
 
 C4_RULES: dict[str, Callable[[str], bool]] = {

@@ -1,33 +1,10 @@
-"""Two things that must not be in the data: personal data and the evaluation's items.
+"""The evaluation's items must not be in the data: a page that has one is dropped whole.
 
-E-mail addresses and telephone numbers are masked in place. A page with an item of the evaluation is
-dropped whole.
-Simplified away: names and postal addresses (they need a tagger), paraphrased items.
+Simplified away: paraphrased items.
 """
 
-import random
 import re
 from collections.abc import Iterable, Iterator
-
-EMAIL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)+")
-"""The HTML standard's pattern for e-mail addresses, letters of any alphabet allowed."""
-PHONE = re.compile(
-    r"(?<![\w.])(?:\+\d{1,3}[ .-]?)?"  # country
-    r"(?:\(\d{2,5}\)|\d{2,5})"  # area, in brackets or not
-    r"(?:[ .-]\d{3,6}){1,3}(?!\w)"
-)
-
-
-def mask_personal(text: str) -> str:
-    """E-mail addresses become ``[email]``, telephone numbers of 9 to 15 digits ``[phone]``.
-
-    Example:
-        >>> mask_personal("Write to mia@example.org or call 01632 960123 before 12.")
-        'Write to [email] or call [phone] before 12.'
-    """
-    text = EMAIL.sub("[email]", text)
-    return PHONE.sub(lambda m: "[phone]" if 9 <= sum(map(str.isdigit, m[0])) <= 15 else m[0], text)
-
 
 NGRAM = 13
 """Words that a page and an item must share in a row (GPT-3, Brown et al., 2020, appendix C)."""
@@ -75,13 +52,9 @@ class Contamination:
 
 def evaluation_items(seed: int = 0, items: int = 200) -> list:
     """The items that ``course_lib.world.evaluate`` draws with this seed, figure after figure."""
-    from course_lib.world.evaluate import FIGURES
+    from course_lib.world.evaluate import FIGURES, draw_items
 
-    drawn = []
-    for name, draw in FIGURES.items():
-        rng = random.Random(f"evaluation {seed} {name}")
-        drawn += [draw(rng) for _ in range(items)]
-    return drawn
+    return [item for name in FIGURES for item in draw_items(name, seed, items)]
 
 
 def leak_texts(items: Iterable) -> list[str]:

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import multiprocessing
 import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
-from itertools import islice
 from pathlib import Path
 
 from course_lib.curation.duplicates import DuplicateIndex
@@ -18,6 +17,7 @@ from course_lib.curation.pipeline import Document, Funnel, back, front
 from course_lib.curation.removal import Contamination, evaluation_items, leak_texts
 from course_lib.files import read_text, write_json
 from course_lib.world.crawl import PAGES_PER_SHARD, shard_pages
+from course_lib.world.shards import in_order
 
 STORED = Path(__file__).with_name("crawl_200k.json")
 """Written by ``python -m course_lib.curation --pages 200000 --out`` with this file's path."""
@@ -77,32 +77,18 @@ class Tally:
             self.extraction.add(document)
 
 
-_leaks: list[str] = []
-
-
-def _set_leaks(leaks: list[str]) -> None:
-    _leaks[:] = leaks
-
-
-def _front_shard(job: tuple[int, int]) -> tuple[list[Document], Funnel]:
+def _front_shard(job: tuple[int, int], leaks: Sequence[str]) -> tuple[list[Document], Funnel]:
     """One shard through the stages that look at one page alone."""
     funnel = Funnel()
-    return list(front(shard_pages(*job, _leaks), funnel)), funnel
+    return list(front(shard_pages(*job, leaks), funnel)), funnel
 
 
 def _front_shards(
     seed: int, shards: int, leaks: list[str], processes: int
 ) -> Iterator[tuple[list[Document], Funnel]]:
-    """All shards in order, a few at a time; the same for any number of processes."""
+    """All shards in order."""
     jobs = ((seed, shard) for shard in range(shards))
-    if processes <= 1:
-        _set_leaks(leaks)
-        yield from map(_front_shard, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _set_leaks, (leaks,)) as pool:
-        while batch := list(islice(jobs, 8 * processes)):  # bounded look-ahead
-            yield from pool.imap(_front_shard, batch)
+    return in_order(partial(_front_shard, leaks=leaks), jobs, processes)
 
 
 def run(

@@ -1,7 +1,7 @@
 """Encoder-only models: every token sees every other, so a token is guessed from both sides.
 
-BERT (Devlin et al., 2019): learnt positions, LayerNorm after each sublayer, GELU. RoBERTa (Liu et
-al., 2019) changed the training; in the model only the count of positions differs.
+BERT (Devlin et al., 2019): learnt positions, LayerNorm after each sublayer, GELU (exact). RoBERTa
+(Liu et al., 2019) changed the training; in the model only the count of positions differs.
 Simplified away: dropout, next-sentence prediction.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from course_lib.models import layers
-from course_lib.models.base import Config, Model, Output
+from course_lib.models.base import Config, Model, Output, positions_from_mask
 
 
 @dataclass
@@ -31,23 +31,26 @@ class BERTConfig(Config):
 
 
 class BERT(Model):
-    """A masked language model, or a classifier that reads the first token."""
+    """A masked language model, or a classifier that reads the first kept token."""
 
     def build(self, config: BERTConfig) -> None:
         C, norm = config.n_embd, partial(nn.LayerNorm, config.n_embd, config.norm_eps)
         self.positions = nn.Embedding(config.first_position + config.block_size, C)
         self.token_types = nn.Embedding(config.n_token_type, C)
         self.embed_norm = norm()
-        gelu = partial(layers.FeedForward, activation=F.gelu)
-        self.blocks = self.new_blocks(nn.LayerNorm, gelu, causal=False, pre_norm=False, bias=True)
+        self.blocks = self.new_blocks(
+            nn.LayerNorm, layers.GELU, causal=False, pre_norm=False, bias=True
+        )
         if config.n_label:
             self.pooler, self.classifier = nn.Linear(C, C), nn.Linear(C, config.n_label)
         else:
             self.transform, self.transform_norm = nn.Linear(C, C), norm()
             self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def positions_of(self, input_ids: Tensor) -> Tensor:
+    def positions_of(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """The row of the position table for each token: (T,) or (B, T)."""
+        if attention_mask is not None:
+            return positions_from_mask(attention_mask)
         return torch.arange(input_ids.shape[1], device=input_ids.device)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, position_ids=None):
@@ -55,20 +58,22 @@ class BERT(Model):
 
         Args:
             token_type_ids: (B, T) segment of each token; all 0 when None.
-            position_ids: (B, T) or (1, T) rows of the position table.
+            position_ids: (B, T) or (1, T) rows of the position table; by default those of
+                ``positions_of``.
             The others, and what is refused: see ``Model``. A row without a kept token is, too.
         """
         places = None if position_ids is None else position_ids - self.config.first_position
         self.check(input_ids, attention_mask, places)
         if position_ids is None:
-            position_ids = self.positions_of(input_ids)
+            position_ids = self.positions_of(input_ids, attention_mask)
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         x = self.embed(input_ids) + self.token_types(token_type_ids) + self.positions(position_ids)
         x = self.embed_norm(x)
-        x = self.blocks(x, bias=layers.padding_bias(attention_mask, x))
+        x = self.blocks(x, added=layers.additive_padding_mask(attention_mask, x))
         if self.config.n_label:
-            pooled = self.pooler(x[:, 0]).tanh()  # (B, C)
+            first = 0 if attention_mask is None else attention_mask.int().argmax(1)  # (B,)
+            pooled = self.pooler(x[torch.arange(len(x), device=x.device), first]).tanh()  # (B, C)
             return Output(self.classifier(pooled), last_hidden_state=x)
         guess = self.transform_norm(F.gelu(self.transform(x)))
         return Output(self.score(guess, self.head_bias), last_hidden_state=x)
@@ -90,6 +95,8 @@ class RoBERTaConfig(BERTConfig):
 class RoBERTa(BERT):
     """BERT whose positions count from ``pad_token_id + 1`` and skip padding."""
 
-    def positions_of(self, input_ids: Tensor) -> Tensor:
+    def positions_of(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         real = (input_ids != self.config.pad_token_id).long()
+        if attention_mask is not None:  # padding need not be made of the padding token
+            real = real * attention_mask.long()
         return real.cumsum(1) * real + self.config.pad_token_id  # (B, T)

@@ -1,7 +1,8 @@
 """The parts that models are assembled from. They take plain arguments, never a config.
 
 Shapes: B sequences, T new tokens, S tokens that can be attended to (S = T without a cache), H heads
-of width D, C = H · D channels. Masks are True = keep.
+of width D, C = H · D channels. Masks are True = keep. ``added`` is what is added to the scores of
+attention: 0 or a preference, and -inf where a mask hides; ``bias`` is always a linear layer's.
 Simplified away: dropout (the course's models are too small and too briefly trained to need it).
 """
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 gelu_tanh = partial(F.gelu, approximate="tanh")
-"""The approximation that GPT-2, BLOOM and T5 v1.1 were trained with."""
+"""The approximation that GPT-2, BLOOM and T5 v1.1 were trained with; BERT and BART have GELU."""
 
 RMSNorm = nn.RMSNorm
 """x / rms(x) · weight over the channels (Zhang and Sennrich, 2019, eq. 4)."""
@@ -56,7 +57,8 @@ def alibi_slopes(n_head: int) -> Tensor:
 
 
 class RelativePositions(nn.Module):
-    """T5's learnt bias for each head and each bucket of distances (Raffel et al., 2020, 2.1).
+    """What T5 learns to add for each head and each bucket of distances (Raffel et al., 2020, 2.1).
+    Distances are counted in columns: padding at either end changes none between kept tokens.
 
     Half of the buckets hold one distance each, the others ranges that grow logarithmically up to
     ``max_distance``. A bidirectional table keeps half of all buckets for the keys that follow.
@@ -79,7 +81,7 @@ class RelativePositions(nn.Module):
         return first + torch.where(distance < exact, distance, far)
 
     def forward(self, T: int, S: int) -> Tensor:
-        """The bias of the last T of S tokens towards all S: (1, H, T, S)."""
+        """What the last T of S tokens add to the scores of all S: (1, H, T, S)."""
         places = torch.arange(S, device=self.bias.weight.device)
         offset = places - places[S - T :, None]  # (T, S)
         return self.bias(self.bucket(offset)).permute(2, 0, 1)[None]
@@ -134,12 +136,14 @@ def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores: 0 where the mask keeps, -inf where it hides."""
+def additive_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as something to add to scores: 0 where it keeps, -inf where it hides."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, float("-inf"))
 
 
-def causal_bias(attention_mask: Tensor | None, T: int, past: int, like: Tensor) -> Tensor:
+def additive_causal_mask(
+    attention_mask: Tensor | None, T: int, past: int, like: Tensor
+) -> Tensor:
     """(B or 1, 1, T, S) that hides padding and later tokens from T new ones after ``past`` cached.
 
     Args:
@@ -151,29 +155,31 @@ def causal_bias(attention_mask: Tensor | None, T: int, past: int, like: Tensor) 
         mask = mask & attention_mask.bool()[:, None, None]  # (B, 1, T, S)
         # A padded query may see nothing, and its softmax would be 0/0: let it see itself.
         mask[..., past:].diagonal(dim1=-2, dim2=-1).fill_(True)
-    return mask_bias(mask, like.dtype)
+    return additive_mask(mask, like.dtype)
 
 
-def document_bias(position_ids: Tensor, bias: Tensor | None, like: Tensor) -> Tensor | None:
-    """``bias`` that hides the other documents of packed rows too, transformers' way: a document
+def additive_document_mask(
+    position_ids: Tensor, added: Tensor | None, like: Tensor
+) -> Tensor | None:
+    """``added`` that hides the other documents of packed rows too, transformers' way: a document
     begins wherever the positions do not count up by one.
 
     Args:
         position_ids: (B or 1, T), e.g. [[0, 1, 2, 0, 1]] for documents of three and two tokens.
-        bias: (B or 1, H or 1, T, T), or None for the plain causal mask; returned as it is where
+        added: (B or 1, H or 1, T, T), or None for the plain causal mask; returned as it is where
             every row is one document.
     """
     starts = position_ids.diff(dim=1) != 1  # (B, T-1)
     if not starts.any():
-        return bias
+        return added
     document = F.pad(starts.cumsum(1), (1, 0))  # (B, T): 0 0 0 1 1
     other = document[:, None, :, None] != document[:, None, None]  # (B, 1, T, T)
-    if bias is None:
-        bias = causal_bias(None, position_ids.shape[1], 0, like)
-    return bias.masked_fill(other, float("-inf"))
+    if added is None:
+        added = additive_causal_mask(None, position_ids.shape[1], 0, like)
+    return added.masked_fill(other, float("-inf"))
 
 
-def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
+def additive_padding_mask(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     """(B, 1, 1, S) that hides padding from everyone; None where there is none. A row of which
     nothing is kept is a ValueError.
     """
@@ -182,30 +188,30 @@ def padding_bias(attention_mask: Tensor | None, like: Tensor) -> Tensor | None:
     if not attention_mask.any(1).all():
         row = int((~attention_mask.any(1)).nonzero()[0])
         raise ValueError(f"attention_mask of row {row} is all 0: there is nothing to look at.")
-    return mask_bias(attention_mask.bool()[:, None, None], like.dtype)
+    return additive_mask(attention_mask.bool()[:, None, None], like.dtype)
 
 
-def attend(q, k, v, bias=None, causal: bool = True, scale: float | None = None) -> Tensor:
-    """softmax(q kᵀ · scale + bias) v, (B, H, T, D) (Vaswani et al., 2017, eq. 1).
+def attend(q, k, v, added=None, causal: bool = True, scale: float | None = None) -> Tensor:
+    """softmax(q kᵀ · scale + added) v, (B, H, T, D) (Vaswani et al., 2017, eq. 1).
 
     Args:
         q: (B, H, T, D).
         k, v: (B, H_kv, S, D); each key head serves H / H_kv query heads.
-        bias: (B or 1, H or 1, T, S), -inf hides a key; the causal mask, where wanted, is in it.
-        causal: without a bias, apply the plain causal mask, for which T must be S or 1.
+        added: (B or 1, H or 1, T, S), -inf hides a key; the causal mask, where wanted, is in it.
+        causal: where nothing is added, apply the plain causal mask, for which T must be S or 1.
         scale: of the scores, 1 / √D when None.
     """
     B, H, T, D = q.shape
     if T > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
-        causal = causal and bias is None and T > 1
+        causal = causal and added is None and T > 1
         return F.scaled_dot_product_attention(
-            q, k, v, bias, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != H
+            q, k, v, added, is_causal=causal, scale=scale, enable_gqa=k.shape[1] != H
         )
     # One query a head: on a CPU two plain products are faster than the fused kernel.
     grouped = q.view(B, -1, H // k.shape[1], D)  # (B, H_kv, H/H_kv, D)
     scores = (grouped * (scale or D**-0.5)) @ k.transpose(2, 3)  # (B, H_kv, H/H_kv, S)
-    if bias is not None:
-        scores = scores.view(B, H, 1, -1) + bias
+    if added is not None:
+        scores = scores.view(B, H, 1, -1) + added
     return (scores.softmax(-1).view(B, k.shape[1], -1, k.shape[2]) @ v).view(B, H, 1, D)
 
 
@@ -234,11 +240,11 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         return x.view(B, T, heads, self.head_width).transpose(1, 2)
 
-    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None) -> Tensor:
+    def forward(self, x: Tensor, rotary=None, added=None, cache=None, source=None) -> Tensor:
         """x: (B, T, C) -> (B, T, C).
 
         Args:
-            rotary: cos and sin of the new tokens' positions. bias: see ``attend``.
+            rotary: cos and sin of the new tokens' positions. added: see ``attend``.
             cache: a KVCache and this layer's number in it.
             source: (B, S, C), what to attend to instead of x; a cache that holds it is read.
         """
@@ -254,7 +260,7 @@ class Attention(nn.Module):
                 q, k = rotate(q, *rotary), rotate(k, *rotary)
             if store is not None:
                 k, v = store.append(layer, k, v)  # (B, H_kv, S, D)
-        heads = attend(q, k, v, bias, self.causal, self.scale)  # (B, H, T, D)
+        heads = attend(q, k, v, added, self.causal, self.scale)  # (B, H, T, D)
         return self.out(heads.transpose(1, 2).flatten(2))
 
 
@@ -277,8 +283,21 @@ class FeedForward(nn.Module):
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
+GELU = partial(FeedForward, activation=F.gelu)
+GELUTanh = partial(FeedForward, activation=gelu_tanh)
 SwiGLU = partial(FeedForward, activation=F.silu, bias=False, gated=True)
-GEGLU = partial(FeedForward, activation=gelu_tanh, bias=False, gated=True)
+GEGLUTanh = partial(FeedForward, activation=gelu_tanh, bias=False, gated=True)
+
+
+def clamp_half(x: Tensor) -> Tensor:
+    """x, in fp16 without infinities, as transformers clamps T5: beyond 65,504 a sum of two finite
+    numbers is inf there, and the next norm makes it nan. Other precisions pass unchanged.
+    """
+    if x.dtype != torch.float16:
+        return x
+    most = torch.finfo(x.dtype).max
+    most = torch.where(x.isinf().any(), most - 1000, most)
+    return x.clamp(min=-most, max=most)
 
 
 class Block(nn.Module):
@@ -286,11 +305,13 @@ class Block(nn.Module):
 
     ``norm`` makes a fresh norm, the others are modules. ``pre_norm``: x + sublayer(norm(x)), as in
     GPT-2 and after; else norm(x + sublayer(x)), as in the first Transformer (Xiong et al., 2020).
+    ``clamp``: keep the sums finite in fp16, see ``clamp_half``.
     """
 
-    def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True):
+    def __init__(self, norm, attention, feed_forward, cross_attention=None, pre_norm: bool = True,
+                 clamp: bool = False):  # fmt: skip
         super().__init__()
-        self.pre_norm = pre_norm
+        self.pre_norm, self.clamp = pre_norm, clamp
         self.attention, self.feed_forward = attention, feed_forward
         self.cross_attention = cross_attention
         self.attention_norm, self.feed_forward_norm = norm(), norm()
@@ -298,15 +319,15 @@ class Block(nn.Module):
 
     def add(self, x: Tensor, norm: nn.Module, sublayer: nn.Module, *args) -> Tensor:
         """x: (B, T, C) -> (B, T, C)."""
-        if self.pre_norm:
-            return x + sublayer(norm(x), *args)
-        return norm(x + sublayer(x, *args))
+        x = x + sublayer(norm(x) if self.pre_norm else x, *args)
+        x = clamp_half(x) if self.clamp else x
+        return x if self.pre_norm else norm(x)
 
-    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, cross=()) -> Tensor:
-        """x: (B, T, C) -> (B, T, C). cross: bias, cache and source of the cross-attention; the
+    def forward(self, x: Tensor, rotary=None, added=None, cache=None, cross=()) -> Tensor:
+        """x: (B, T, C) -> (B, T, C). cross: added, cache and source of the cross-attention; the
         others as in ``Attention.forward``.
         """
-        x = self.add(x, self.attention_norm, self.attention, rotary, bias, cache)
+        x = self.add(x, self.attention_norm, self.attention, rotary, added, cache)
         if self.cross_attention is not None:
             x = self.add(x, self.cross_attention_norm, self.cross_attention, None, *cross)
         return self.add(x, self.feed_forward_norm, self.feed_forward)
@@ -315,13 +336,15 @@ class Block(nn.Module):
 class Blocks(nn.ModuleList):
     """Blocks, one after the other."""
 
-    def forward(self, x: Tensor, rotary=None, bias=None, cache=None, source=None, source_bias=None):
+    def forward(
+        self, x: Tensor, rotary=None, added=None, cache=None, source=None, source_added=None
+    ) -> Tensor:
         """x: (B, T, C) -> (B, T, C), as in ``Attention.forward``; a KVCache then holds x too."""
         own = read = None
         for layer, block in enumerate(self):
             if cache is not None:
                 own, read = (cache, layer), (cache.source, layer)
-            x = block(x, rotary, bias, own, (source_bias, read, source))
+            x = block(x, rotary, added, own, (source_added, read, source))
         if cache is not None:
             cache.advance(x.shape[1])
             if source is not None and cache.source.length == 0:

@@ -1,8 +1,8 @@
 """Encoder-decoder models: an encoder reads the source, a decoder writes while it looks at it.
 
-T5 (Raffel et al., 2020): a learnt bias for each distance, RMSNorm before each sublayer, unscaled
-scores, no biases; v1.1 gates its feed-forward and unties its output matrix.
-BART (Lewis et al., 2020): learnt positions, LayerNorm after each sublayer, GELU.
+T5 (Raffel et al., 2020): each distance learns what it adds to the scores, which are not scaled,
+RMSNorm before each sublayer, no biases; v1.1 gates its feed-forward and unties its output matrix.
+BART (Lewis et al., 2020): learnt positions, LayerNorm after each sublayer, GELU (exact).
 Simplified away: dropout, encoders and decoders of different depth.
 """
 
@@ -28,15 +28,24 @@ class Stack(nn.Module):
         self.blocks, self.positions, self.relative = blocks, positions, relative
         self.embed_norm, self.norm = embed_norm, norm
 
-    def forward(self, x: Tensor, bias=None, cache=None, source=None, source_bias=None) -> Tensor:
-        """x: (B, T, C) embedded tokens -> (B, T, C); the others as in ``Blocks.forward``."""
+    def forward(
+        self, x: Tensor, position_ids=None, added=None, cache=None, source=None, source_added=None
+    ) -> Tensor:
+        """x: (B, T, C) embedded tokens -> (B, T, C).
+
+        Args:
+            position_ids: (B, T); None = counted from the number of cached tokens on.
+            The others as in ``Blocks.forward``.
+        """
         T, past = x.shape[1], 0 if cache is None else cache.length
         if self.positions is not None:
-            x = self.embed_norm(x + self.positions.weight[BART_OFFSET + past :][:T])
+            if position_ids is None:
+                position_ids = torch.arange(past, past + T, device=x.device)
+            x = self.embed_norm(x + self.positions(BART_OFFSET + position_ids))
         if self.relative is not None:
             distance = self.relative(T, past + T)  # (1, H, T, S)
-            bias = distance if bias is None else bias + distance
-        x = self.blocks(x, None, bias, cache, source, source_bias)
+            added = distance if added is None else added + distance
+        x = self.blocks(x, None, added, cache, source, source_added)
         return x if self.norm is None else self.norm(x)
 
 
@@ -52,9 +61,9 @@ class Seq2Seq(Model):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """What the encoder makes of the source: (B, S) -> (B, S, C)."""
-        self.check(input_ids, attention_mask)
+        position_ids = self.check(input_ids, attention_mask)
         x = self.embed(input_ids) * self.embed_scale
-        return self.encoder(x, layers.padding_bias(attention_mask, x))
+        return self.encoder(x, position_ids, layers.additive_padding_mask(attention_mask, x))
 
     def forward(self, input_ids=None, attention_mask=None, decoder_input_ids=None,
                 decoder_attention_mask=None, encoder_outputs=None, past_key_values=None,
@@ -77,10 +86,11 @@ class Seq2Seq(Model):
         source = encoder_outputs[0] if encoder_outputs else self.encode(input_ids, attention_mask)
         cache = self.new_cache() if use_cache and past_key_values is None else past_key_values
         past, T = 0 if cache is None else cache.length, decoder_input_ids.shape[-1]
-        self.check(decoder_input_ids, decoder_attention_mask, past=past)
+        position_ids = self.check(decoder_input_ids, decoder_attention_mask, past=past)
         x = self.embed(decoder_input_ids) * self.embed_scale
-        bias = layers.causal_bias(decoder_attention_mask, T, past, x)
-        x = self.decoder(x, bias, cache, source, layers.padding_bias(attention_mask, x))
+        added = layers.additive_causal_mask(decoder_attention_mask, T, past, x)
+        source_added = layers.additive_padding_mask(attention_mask, x)
+        x = self.decoder(x, position_ids, added, cache, source, source_added)
         logits = self.score(x * self.logit_scale, self.logits_bias)
         return Output(logits, cache, x, source)
 
@@ -105,8 +115,8 @@ class T5(Seq2Seq):
 
     def build(self, config: T5Config) -> None:
         plain = partial(layers.FeedForward, activation=F.relu, bias=False)
-        parts = layers.RMSNorm, layers.GEGLU if config.gated else plain
-        attention = {"head_width": config.head_width, "scale": 1.0}
+        parts = layers.RMSNorm, layers.GEGLUTanh if config.gated else plain
+        attention = {"head_width": config.head_width, "scale": 1.0, "clamp": True}
         buckets = config.n_bucket, config.max_distance, config.n_head
         self.encoder, self.decoder = (
             Stack(
@@ -136,7 +146,7 @@ class BART(Seq2Seq):
     """Learnt positions, one table a stack; the output matrix is the embedding."""
 
     def build(self, config: BARTConfig) -> None:
-        parts = nn.LayerNorm, partial(layers.FeedForward, activation=F.gelu)
+        parts = nn.LayerNorm, layers.GELU
         self.encoder, self.decoder = (
             Stack(
                 self.new_blocks(*parts, causal=decoder, cross=decoder, pre_norm=False, bias=True),

@@ -1,11 +1,10 @@
 """Weights across the border: to and from transformers' models and their files.
 
-The names of both sides stand in ``families``. Config fields that change the computation and that
-these models do not have are refused by name.
+The names of both sides stand in ``families``, the configs are read in ``configs``.
 """
 
 import json
-from dataclasses import replace
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,135 +14,79 @@ from torch import Tensor, nn
 
 from course_lib.files import replacing
 from course_lib.models.base import Config, Model
-from course_lib.models.families import FAMILIES, FIXED, UNUSED, WITHOUT_EFFECT, Family, pairs
+from course_lib.models.configs import config_from_transformers, config_to_transformers, family_of
+from course_lib.models.families import UNUSED, Family
 
 FILES = ("config.json", "model.safetensors")
+INDEX = "model.safetensors.index.json"
+"""Where the weights lie in several files (shards): weight -> file."""
 
 
-def _refuse(name: str, value, *allowed) -> None:
-    raise ValueError(
-        f"config field {name}={value!r} is not supported (only {' or '.join(map(repr, allowed))}): "
-        "load this model with transformers instead."
-    )
-
-
-def _read_special(kind: str, fields: dict, values: dict) -> None:
-    """Fields that have another form here."""
-    if kind == "llama":
-        values["n_kv_head"] = values["n_kv_head"] or values["n_head"]
-        rope = fields.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default" or set(rope) - {"rope_type", "rope_theta"}:
-            _refuse("rope_parameters", rope, {"rope_type": "default", "rope_theta": "a number"})
-        values["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-    if kind == "t5":
-        form = fields.get("feed_forward_proj", "relu")
-        if form not in ("relu", "gated-gelu"):
-            _refuse("feed_forward_proj", form, "relu", "gated-gelu")
-        values["gated"] = form == "gated-gelu"
-        tied = fields.get("tie_word_embeddings") is not False
-        values["tie_embeddings"] = fields.get("scale_decoder_outputs", tied)
-        if values["start_token_id"] is None:
-            values["start_token_id"] = fields.get("pad_token_id") or 0
-
-
-def _write_special(kind: str, config: Config) -> dict:
-    """Fields that have another form there."""
-    if kind == "roberta":
-        return {"max_position_embeddings": config.first_position + config.block_size}
-    if kind == "llama":
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-    if kind == "t5":
-        form, tied = "gated-gelu" if config.gated else "relu", config.tie_embeddings
-        tied_fields = dict.fromkeys(("tie_word_embeddings", "scale_decoder_outputs"), tied)
-        return {"feed_forward_proj": form, **tied_fields}
-    return {}
-
-
-def config_from_transformers(fields: dict) -> Config:
-    """Our config from the content of a ``config.json``.
+def _bare(model: nn.Module) -> Model:
+    """The model, out of ``torch.compile``'s wrapper.
 
     Raises:
-        ValueError: a field (named) that is missing, unknown, or whose value is not supported.
+        TypeError: it is none of the course's.
     """
-    kind = fields.get("model_type")
-    if kind not in FAMILIES:
-        _refuse("model_type", kind, *FAMILIES)
-    family = FAMILIES[kind]
-    fixed, table, values = {**FIXED, **family.fixed}, pairs(family.fields), {}
-    for name, value in fixed.items():
-        if fields.get(name, value) != value:
-            _refuse(name, fields[name], value)
-    known = {theirs for _, theirs in table} | {*fixed, *family.special.split(), *WITHOUT_EFFECT}
-    if unknown := sorted(set(fields) - known):
-        raise ValueError(
-            f"unknown config fields {unknown}: they might change what the model computes, so the "
-            "model is not loaded. Load it with transformers instead."
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"expected one of the course's models, got {type(model).__name__}: unwrap the model "
+            "first; transformers' and peft's models have a save_pretrained of their own."
         )
-    architecture = (fields.get("architectures") or family.classes)[0]
-    if architecture not in family.classes:
-        _refuse("architectures", architecture, *family.classes)
-    given = {name: x for name, x in fields.items() if x is not None}
-    read = {"tie_word_embeddings": True, **family.defaults, **given}
-    for ours, theirs in table:
-        if theirs in read and values.setdefault(ours, read[theirs]) != read[theirs]:
-            _refuse(theirs, read[theirs], values[ours])
-    if missing := [theirs for ours, theirs in table if ours not in values]:
-        raise ValueError(f"config.json lacks the fields {missing}: is it a {kind} model's?")
-    _read_special(kind, fields, values)
-    if architecture in family.classes[1:]:
-        values["n_label"] = len(fields.get("id2label") or range(fields.get("num_labels", 2)))
-    config = family.config(**values)
-    if kind == "roberta":  # transformers counts the rows of the position table
-        config = replace(config, block_size=config.block_size - config.first_position)
-    if kind == "llama" and fields.get("head_dim") not in (None, config.n_embd // config.n_head):
-        _refuse("head_dim", fields["head_dim"], config.n_embd // config.n_head)
-    return config
+    return model
 
 
-def _family(config: Config) -> Family:
-    return next(family for family in FAMILIES.values() if family.config is type(config))
+def _state(model: Model) -> dict[str, Tensor]:
+    """The model's weights by name, also where ``torch.compile`` wraps parts of it.
+
+    Raises:
+        ValueError: weights that the model's config does not have, or lacks: a layer is wrapped.
+    """
+    state = {name.replace("_orig_mod.", ""): x for name, x in model.state_dict().items()}
+    family = family_of(model.config)
+    with torch.device("meta"):  # names and shapes, without a number
+        wanted = {name: x.shape for name, x in family.model(model.config).state_dict().items()}
+    if extra := sorted(set(state) - set(wanted)):
+        raise ValueError(
+            f"The model holds weights {extra}, which no reader of its files would know; expected "
+            f"in their place: {sorted(set(wanted) - set(state))}. Merge or take off what wraps "
+            "these layers, then save."
+        )
+    if missing := sorted(set(wanted) - set(state)):
+        raise ValueError(f"The model lacks the weights {missing}, which its config asks for.")
+    for name, shape in wanted.items():
+        if state[name].shape != shape:
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, but the model's config asks for "
+                f"{tuple(shape)}: change the config with the layer."
+            )
+    return state
 
 
-def config_to_transformers(config, dtype=torch.float32, eos_token_id=None, pad_token_id=None):
-    """The content of a ``config.json``, a dict, that transformers reads as the same model."""
-    family, n_label = _family(config), config.n_label
-    fields = {
-        "architectures": [family.classes[1 if n_label else 0]],
-        "model_type": family.kind,
-        "bos_token_id": None,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
-        "dtype": str(dtype).removeprefix("torch."),
-        **family.fixed,
-        **{theirs: getattr(config, ours) for ours, theirs in pairs(family.fields)},
-        **_write_special(family.kind, config),
-    }
-    if n_label:
-        fields["id2label"] = {i: f"LABEL_{i}" for i in range(n_label)}
-        fields["label2id"] = {f"LABEL_{i}": i for i in range(n_label)}
-    return fields
-
-
-def _places(model: Model) -> dict[str, str]:
+def _places(config: Config, names: Iterable[str]) -> dict[str, str]:
     """Our name of every weight -> transformers' name of the tensor that holds it."""
-    family, gated = _family(model.config), getattr(model.config, "gated", False)
-    wi = ".wi_1." if gated else ".wi."  # T5 numbers its matrices when there is a gate
-    return {name: family.name(name).replace(".wi.", wi) for name in model.state_dict()}
+    family, gated = family_of(config), getattr(config, "gated", False)
+    return {name: family.name(name, gated) for name in names}
 
 
 def _export(model: Model) -> dict[str, Tensor]:
     """The model's weights under transformers' names and in its shapes."""
-    family, H, state, parts = _family(model.config), model.config.n_head, model.state_dict(), {}
-    for name, place in _places(model).items():
+    family, H, state = family_of(model.config), model.config.n_head, _state(model)
+    parts: dict[str, list[Tensor]] = {}
+    turned = set()
+    for name, place in _places(model.config, state).items():
         parts.setdefault(place, []).append(state[name])  # three where q, k, v are one over there
+        if family.transposed and name.startswith("blocks."):
+            turned.add(place)
+    weights = {}
     for place, (x, *others) in parts.items():
         if others:
             x = torch.stack([y.unflatten(0, (H, -1)) for y in (x, *others)], family.fused)
             x = x.flatten(0, 2)  # (3, H, D, ...) or (H, 3, D, ...) -> (3 · H · D, ...)
-        turned = family.transposed and place.startswith(family.name("blocks")) and x.ndim == 2
-        parts[place] = x.T if turned else x
-    biases = [pair for pair in pairs(family.copies) if pair[0].endswith("bias")]
-    return parts | {copy: parts[original] for copy, original in biases if original in parts}
+        weights[place] = x.T if place in turned and x.ndim == 2 else x
+    biases = [pair for pair in family.copies.items() if pair[0].endswith("bias")]
+    return weights | {copy: weights[original] for copy, original in biases if original in weights}
 
 
 def _import(family: Family, name: str, x: Tensor, H: int) -> Tensor:
@@ -158,9 +101,10 @@ def _import(family: Family, name: str, x: Tensor, H: int) -> Tensor:
 
 def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.dtype) -> Model:
     """A model with these transformers-named weights, every one of them and no other."""
-    family = _family(config)
+    family = family_of(config)
     model = family.model(config, torch.Generator()).to(dtype)  # uses up no random number of torch's
-    wanted, places, ours = model.state_dict(), _places(model), {}
+    wanted, ours = model.state_dict(), {}
+    places = _places(config, wanted)
     prefix = places["embed.weight"].split(".")[0] + "."
 
     def plain(name: str) -> str:
@@ -169,7 +113,7 @@ def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.
         return name.replace("LayerNorm.beta", "LayerNorm.bias").removeprefix(prefix)
 
     weights = {plain(name): tensor for name, tensor in weights.items()}
-    copies = dict(pairs(family.copies))
+    copies = dict(family.copies)
     if model.head is None:
         copies[family.name("head.weight")] = places["embed.weight"]
     for copy, original in copies.items():
@@ -219,6 +163,7 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
     """
     import transformers
 
+    model = _bare(model)
     dtype = model.embed.weight.dtype
     fields = config_to_transformers(model.config, dtype, pad_token_id=pad_token_id)
     hf_class = getattr(transformers, fields["architectures"][0])
@@ -243,7 +188,8 @@ def _folder(path_or_hub_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=FILES))
+        patterns = [*FILES, INDEX, "model-*.safetensors"]
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"There is no folder {folder}. Give a folder with {' and '.join(FILES)}, or a hub id, "
@@ -251,8 +197,55 @@ def _folder(path_or_hub_id: str | Path) -> Path:
         ) from None
 
 
+def _incomplete(path: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{path.parent} has no {path.name}: it does not hold a whole model.")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or JSON without fields
+        raise ValueError(f"{path} holds no fields ({error}): fetch it again.") from None
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise _incomplete(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or corrupted ({error}): fetch it again.") from None
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, Tensor], Path]:
+    """All weights of a folder by transformers' names, and the file that names them: the only one,
+    or the index of several.
+    """
+    single, index = folder / FILES[1], folder / INDEX
+    if single.exists() or not index.exists():
+        return _read_shard(single), single
+    places = _read_json(index).get("weight_map")
+    shards = set(places.values()) if isinstance(places, dict) else {None}
+    if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
+        raise ValueError(f"{index} names no files of its folder in weight_map: fetch it again.")
+    weights = {}
+    for shard in sorted(shards):
+        found = _read_shard(folder / shard)
+        here = {name for name, file in places.items() if file == shard}
+        if here != set(found):
+            raise ValueError(
+                f"{folder / shard} does not hold what {INDEX} says: missing "
+                f"{sorted(here - set(found))}, extra {sorted(set(found) - here)}. Fetch both again."
+            )
+        weights |= found
+    return weights, index
+
+
 def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float32) -> Model:
     """A model from a folder, or from the hub (needs the network) when there is no such folder.
+
+    The weights lie in ``model.safetensors``, or in the files that ``model.safetensors.index.json``
+    names.
 
     Args:
         dtype: of the loaded weights, whatever the file's.
@@ -263,23 +256,11 @@ def from_pretrained(path_or_hub_id: str | Path, dtype: torch.dtype = torch.float
             the config that is not supported.
     """
     folder = _folder(path_or_hub_id)
-    for name in FILES:
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"{folder} has no {name}: it does not hold a whole model.")
-    try:
-        fields = {**json.loads((folder / "config.json").read_text(encoding="utf-8"))}
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or JSON without fields
-        raise ValueError(
-            f"{folder}/config.json holds no fields ({error}): fetch it again."
-        ) from None
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder}/model.safetensors is truncated or corrupted ({error}): fetch it again."
-        ) from None
-    config = config_from_transformers(fields)
-    return _load(config, weights, f"{folder}/model.safetensors", dtype).eval()
+    if not (folder / FILES[0]).exists():
+        raise _incomplete(folder / FILES[0])
+    fields = _read_json(folder / FILES[0])
+    weights, source = _read_weights(folder)
+    return _load(config_from_transformers(fields), weights, str(source), dtype).eval()
 
 
 def save_pretrained(
@@ -291,17 +272,22 @@ def save_pretrained(
     files whole.
 
     Args:
+        model: compiled or not, the whole or in parts.
         dtype: of the stored weights; the model's own when None.
         eos_token_id, pad_token_id: the tokenizer's, for transformers' own ``generate``.
+
+    Raises:
+        TypeError: a model of another library.
+        ValueError: a model with weights that nobody would read (named): a layer is wrapped.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    model, folder = _bare(model), Path(folder)
     dtype = dtype or model.embed.weight.dtype
     weights = _export(model).items()
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in weights}
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
     config_path, weights_path = (folder / name for name in FILES)
     with replacing(config_path) as new_config, replacing(weights_path) as new_weights:
         save_file(weights, new_weights, metadata={"format": "pt"})
-        new_config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        new_config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8", newline="\n")
         new_weights.chmod(new_config.stat().st_mode)  # safetensors hides its files from other users

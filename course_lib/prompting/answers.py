@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from course_lib.completion import Model, complete
-from course_lib.measuring import Interval, parse_answer, wilson
+from course_lib.measuring import Interval, Result, grade, parse_answer
 
 
 @dataclass(frozen=True)
@@ -78,42 +78,6 @@ def self_consistency(
     return [majority(answers[i : i + samples]) for i in range(0, len(answers), samples)]
 
 
-@dataclass(frozen=True)
-class Result:
-    """Predictions beside the right answers."""
-
-    predictions: tuple[str, ...]
-    hits: tuple[bool, ...]
-
-    @property
-    def accuracy(self) -> float:
-        return sum(self.hits) / len(self.hits)
-
-    @property
-    def interval(self) -> Interval:
-        """The accuracy's 95 % interval; its items count as drawn independently."""
-        return wilson(self.accuracy, len(self.hits))
-
-    def __str__(self) -> str:
-        """E.g. ``0.750 (95 %: 0.301 to 0.954, n = 4)``."""
-        low, high = self.interval.low, self.interval.high
-        return f"{self.accuracy:.3f} (95 %: {low:.3f} to {high:.3f}, n = {len(self.hits)})"
-
-
-def grade(predictions: Sequence[str], answers: Sequence[str]) -> Result:
-    """Exact match, letter by letter.
-
-    Raises:
-        ValueError: no predictions, or not one for each answer.
-    """
-    if not predictions or len(predictions) != len(answers):
-        raise ValueError(
-            f"{len(predictions)} predictions for {len(answers)} answers: give one for each, and "
-            "at least one."
-        )
-    return Result(tuple(predictions), tuple(p == a for p, a in zip(predictions, answers)))
-
-
 def evaluate(
     model: Model,
     tokenizer,
@@ -137,7 +101,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedResults:
     """One result a seed, all of the same number of items."""
 
     results: tuple[Result, ...]
@@ -180,7 +144,7 @@ def evaluate_seeds(
     *,
     seeds: Sequence[int] = (0, 1, 2),
     **settings,
-) -> Seeds:
+) -> SeedResults:
     """``evaluate`` on items drawn anew for each seed, completed together.
 
     Args:
@@ -198,7 +162,7 @@ def evaluate_seeds(
     rngs = [random.Random(seed) for seed in seeds]
     prompts, answers = zip(*(draw(rng) for rng in rngs for _ in range(items)))
     whole = evaluate(model, tokenizer, prompts, answers, max_new_tokens, **settings)
-    return Seeds(tuple(
+    return SeedResults(tuple(
         Result(whole.predictions[i : i + items], whole.hits[i : i + items])
         for i in range(0, len(prompts), items)
     ))  # fmt: skip

@@ -1,6 +1,7 @@
-"""Scores of candidate answers: log-probability, with and without length normalisation, calibrated.
+"""Candidate answers compared: log-probabilities, summed or per token, calibrated.
 
-Simplified away: reading a prompt once for all its candidates, which a cache would allow.
+Simplified away: reading a prompt once for all its candidates, which a key-value cache
+would allow.
 """
 
 from collections.abc import Sequence
@@ -9,29 +10,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from course_lib.completion import context_size, encode, model_device, pad_left, watched
-from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.completion import context_size, encode, watched
+from course_lib.rollout import response_logps
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
 """Inputs that say nothing (Zhao et al., 2021, section 4): what a model answers to them is bias."""
 
 
 @dataclass(frozen=True)
-class Scores:
-    """logprobs: (N, C), log p(candidate | prompt), summed over its tokens; lengths: (N, C), how
-    many tokens those are."""
+class CandidateLogps:
+    """summed: (N, C), log p(candidate | prompt), summed over its tokens; lengths: (N, C), how many
+    tokens those are."""
 
-    logprobs: Tensor
+    summed: Tensor
     lengths: Tensor
 
     @property
     def per_token(self) -> Tensor:
         """(N, C): a sum falls with every token, the mean does not punish long candidates."""
-        return self.logprobs / self.lengths
+        return self.summed / self.lengths
 
 
-@torch.no_grad()
-def score_candidates(
+def candidate_logps(
     model: nn.Module,
     tokenizer,
     prompts: Sequence[str],
@@ -39,7 +39,7 @@ def score_candidates(
     *,
     batch_size: int = 64,
     progress: bool = False,
-) -> Scores:
+) -> CandidateLogps:
     """How likely the model writes each candidate after each prompt.
 
     Prompt and candidate are tokenised apart, as when the model writes the candidate itself.
@@ -57,7 +57,7 @@ def score_candidates(
     """
     if not isinstance(model, nn.Module) or tokenizer is None:
         raise TypeError(
-            "Candidates are scored with the model's logits: give a model that follows "
+            "Candidates are compared by the model's logits: give a model that follows "
             "transformers' calling convention, and its tokenizer."
         )
     own = _each(candidates, len(prompts))
@@ -69,18 +69,18 @@ def score_candidates(
     ]
     for prompt, answer, text in rows:
         if not answer:
-            raise ValueError(f"Candidate {text!r} has no token: there is nothing to score.")
+            raise ValueError(f"Candidate {text!r} has no token: there is nothing to compare.")
         if len(prompt) + len(answer) > context_size(model):
             raise ValueError(
                 f"A prompt of {len(prompt)} tokens and candidate {text!r} of {len(answer)} exceed "
                 f"the context of {context_size(model)}: shorten the prompt."
             )
     sums = [
-        _sequence_logprobs(model, [(p, a) for p, a, _ in rows[i : i + batch_size]])
+        response_logps(model, *zip(*[(p, a) for p, a, _ in rows[i : i + batch_size]]))
         for i in watched(range(0, len(rows), batch_size), progress, "candidates")
     ]
     lengths = torch.tensor([len(a) for _, a, _ in rows])
-    return Scores(torch.cat(sums).view(len(own), -1), lengths.view(len(own), -1))
+    return CandidateLogps(torch.cat(sums).view(len(own), -1), lengths.view(len(own), -1))
 
 
 def _each(candidates, prompts: int) -> list[list[str]]:
@@ -111,31 +111,19 @@ def _check_candidates(own: list[list[str]], prompts: int) -> None:
             raise ValueError(f"Candidates repeat in {texts}: name each once.")
 
 
-def _sequence_logprobs(model: nn.Module, rows: list[tuple[list[int], list[int]]]) -> Tensor:
-    """(B,): log p(second | first), of pairs of token ids."""
-    device = model_device(model)
-    ids, mask = pad_left([p + a for p, a in rows])  # (B, T)
-    labels, _ = pad_left([[IGNORE_INDEX] * len(p) + a for p, a in rows], IGNORE_INDEX)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    keep = 1 + max(len(a) for _, a in rows)  # one more: a first token is predicted before it
-    logits = model(ids.to(device), attention_mask=mask.to(device),
-                   position_ids=positions.to(device), logits_to_keep=keep).logits  # fmt: skip
-    return token_logprobs(logits, labels[:, -keep:].to(device)).sum(1).cpu()
-
-
-def choose(scores: Tensor, candidates: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
-    """The candidate of the highest score (N, C) for each prompt; of equals the first."""
-    N, C = scores.shape
+def choose(logps: Tensor, candidates: Sequence[str] | Sequence[Sequence[str]]) -> list[str]:
+    """The likeliest candidate for each prompt by ``logps`` (N, C); of equals the first."""
+    N, C = logps.shape
     own = _each(candidates, N)
     if len(own) != N or any(len(texts) != C for texts in own):
         raise ValueError(
-            f"scores are {tuple(scores.shape)}: give {C} candidates for all {N} prompts, or for "
+            f"logps are {tuple(logps.shape)}: give {C} candidates for all {N} prompts, or for "
             "each of them."
         )
-    return [texts[i] for texts, i in zip(own, scores.argmax(1).tolist())]
+    return [texts[i] for texts, i in zip(own, logps.argmax(1).tolist())]
 
 
-def calibrate(scores: Tensor, content_free: Tensor) -> Tensor:
+def calibrate(logps: Tensor, content_free: Tensor) -> Tensor:
     """Contextual calibration (Zhao et al., 2021, section 4): divide the bias out.
 
     Each candidate's probability, normalised over the candidates, is divided by the mean one that
@@ -143,7 +131,7 @@ def calibrate(scores: Tensor, content_free: Tensor) -> Tensor:
     the quotients is replaced by their normalisation, which ranks them alike.
 
     Args:
-        scores: (N, C) log-probabilities of the candidates, summed or per token.
+        logps: (N, C) log-probabilities of the candidates, summed or per token.
         content_free: (M, C), the same after M content-free inputs in the same template, with the
             same examples.
 
@@ -157,12 +145,12 @@ def calibrate(scores: Tensor, content_free: Tensor) -> Tensor:
         >>> calibrate(torch.tensor([[.8, .2]]).log(), torch.tensor([[.9, .1]]).log()).exp()
         tensor([[0.3077, 0.6923]])
     """
-    if scores.ndim != 2 or content_free.ndim != 2 or scores.shape[1] != content_free.shape[1]:
+    if logps.ndim != 2 or content_free.ndim != 2 or logps.shape[1] != content_free.shape[1]:
         raise ValueError(
-            f"scores must be (N, C) and content_free (M, C), got {tuple(scores.shape)} and "
+            f"logps must be (N, C) and content_free (M, C), got {tuple(logps.shape)} and "
             f"{tuple(content_free.shape)}."
         )
     if 0 in content_free.shape:
-        raise ValueError("content_free is empty: score at least one content-free input.")
+        raise ValueError("content_free is empty: give at least one content-free input.")
     bias = content_free.log_softmax(1).exp().mean(0).log()  # (C,)
-    return (scores.log_softmax(1) - bias).log_softmax(1)
+    return (logps.log_softmax(1) - bias).log_softmax(1)

@@ -74,13 +74,13 @@ def attention_weights(model: Llama, input_ids: Tensor) -> Tensor:
         q = rotate(attention.split(attention.q(normed), attention.n_head), *rotary)  # (B, H, T, D)
         k = rotate(attention.split(attention.k(normed), attention.n_kv_head), *rotary)
         k = k.repeat_interleave(attention.n_head // attention.n_kv_head, dim=1)  # (B, H, T, D)
-        scores = q @ k.transpose(2, 3) / attention.head_width**0.5  # (B, H, T, T)
-        weights.append(scores.masked_fill(hidden, float("-inf")).softmax(-1))
+        likeness = q @ k.transpose(2, 3) / attention.head_width**0.5  # (B, H, T, T)
+        weights.append(likeness.masked_fill(hidden, float("-inf")).softmax(-1))
         x = block(x, rotary, None, None)
     return torch.stack(weights)
 
 
-def induction_scores(weights: Tensor) -> Tensor:
+def induction_attention(weights: Tensor) -> Tensor:
     """How much a token looks at the token after its earlier copy: 1 is all of its attention.
 
     Args:

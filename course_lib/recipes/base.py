@@ -167,7 +167,7 @@ def pretrain(recipe: Recipe, build: Path = BUILD) -> Llama:
     def train_until(step: int) -> None:
         train(
             model, batches, causal_lm_loss, max_steps=step, optimizer=optimizer,
-            warmup_steps=recipe.warmup_steps, schedule=recipe.lr_schedule,
+            warmup_steps=recipe.warmup_steps, schedule=recipe.lr_schedule, mixed_precision="no",
             checkpoint_dir=build / "checkpoints", checkpoint_every=250,
             metrics_path=build / "metrics.csv", evaluate=snapshot, evaluate_every=SNAPSHOT_EVERY,
         )  # fmt: skip
@@ -271,6 +271,7 @@ seed {seed} |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
 {warmup_steps} steps of warm-up, then linearly to zero; in the last stage once more, \
 from {last_lr} of the rates |
+| precision | fp32 |
 | last training loss | {last_loss:.3f} nats a token |
 | the weights | the mean of those before and after the last stage (Wortsman et al., 2022) |
 | remake it | `make model` (two cores, no GPU) |

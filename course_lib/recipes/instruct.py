@@ -179,6 +179,7 @@ kind among them. It answers one turn: `<|user|> question<|assistant|>`, closed b
 | training | {max_steps:,} steps of {batch_size} rows, packed into rows of 256 tokens |
 | optimizer | Muon (lr {muon_lr}) for matrices, AdamW (lr {adamw_lr}) for embeddings and norms; \
 {warmup_steps} steps of warm-up, then linearly to zero |
+| precision | fp32 |
 | weights | fp16, {megabytes:.1f} MB |
 | last training loss | {last_loss:.3f} nats a token |
 | remake it | `make model` (two cores, no GPU) |

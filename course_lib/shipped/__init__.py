@@ -104,7 +104,3 @@ def write_checksums() -> None:
         if (HERE / stage / "model.safetensors").exists()
     }
     write_json(CHECKSUMS, sums)
-
-
-if __name__ == "__main__":
-    write_checksums()

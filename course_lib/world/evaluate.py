@@ -14,17 +14,11 @@ from functools import partial
 
 import torch
 
-from course_lib.completion import (
-    complete,
-    context_size,
-    encode,
-    fit,
-    model_device,
-    pad_left,
-    token_counter,
-)
-from course_lib.measuring import parse_answer, wilson
-from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.completion import complete, context_size, encode, fit, token_counter
+from course_lib.measuring import grade, parse_answer, wilson
+from course_lib.ops import token_logprobs
+from course_lib.rollout import response_logps
+from course_lib.runtime import evaluation_mode, model_device
 from course_lib.world import facts, lists, tasks
 from course_lib.world.arithmetic import TRIGGER, draw_problem
 from course_lib.world.documents import (
@@ -205,7 +199,7 @@ FIGURES: dict[str, Callable[[random.Random], Item]] = {
 """Name of a figure -> how to draw one of its items."""
 
 
-# --- scoring ------------------------------------------------------------------------------------
+# --- grading ------------------------------------------------------------------------------------
 
 
 def assemble(item: Item, tokenizer, block_size: float) -> str:
@@ -227,32 +221,21 @@ def accuracy(model, tokenizer, items: list[Item]) -> float:
     block_size = context_size(model)
     prompts = [assemble(item, tokenizer, block_size) for item in items]
     completions = complete(model, tokenizer, prompts, max(i.max_new_tokens for i in items))
-    hits = [parse_answer(c) == i.answer for c, i in zip(completions, items, strict=True)]
-    return sum(hits) / len(hits)
+    return grade([parse_answer(c) for c in completions], [i.answer for i in items]).accuracy
 
 
-@torch.no_grad()
 def answer_nats(model, tokenizer, items: list[Item], batch_size: int = 100) -> float:
     """Mean of -log p(right answer | prompt), summed over the answer's tokens, in nats.
 
     It moves smoothly where the accuracy of a whole answer jumps (Schaeffer et al., 2023).
     """
     block_size = context_size(model)
-    prompts = [assemble(item, tokenizer, block_size) for item in items]
+    prompts = encode(tokenizer, [assemble(item, tokenizer, block_size) for item in items])
     answers = [tokenizer(f" {i.answer}\n", add_special_tokens=False)["input_ids"] for i in items]
     total = 0.0
     for i in range(0, len(items), batch_size):
-        some = answers[i : i + batch_size]
-        rows = encode(tokenizer, prompts[i : i + batch_size])
-        ids, mask = pad_left([r + a for r, a in zip(rows, some, strict=True)])
-        labels = torch.full_like(ids, IGNORE_INDEX)
-        for row, answer in enumerate(some):
-            labels[row, -len(answer) :] = torch.tensor(answer)
-        device = model_device(model)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        inputs = {"attention_mask": mask.to(device), "position_ids": positions.to(device)}
-        logits = model(ids.to(device), **inputs).logits
-        total -= token_logprobs(logits, labels.to(device)).sum().item()
+        some = slice(i, i + batch_size)
+        total -= response_logps(model, prompts[some], answers[some]).sum().item()
     return total / len(items)
 
 
@@ -262,16 +245,15 @@ def losses_by_kind(model, tokenizer, seed: int = 0, documents_per_kind: int = 40
     from course_lib.world.corpus import VALIDATION_SEED
     from course_lib.world.documents import KINDS
 
-    model.eval()
-    device, block_size = next(model.parameters()).device, context_size(model)
-    result = {}
+    block_size, device, result = context_size(model), model_device(model), {}
     for kind, draw in KINDS.items():
         rng = random.Random(f"{VALIDATION_SEED + seed} {kind}")
         texts = [draw(rng) + "<|end|>" for _ in range(documents_per_kind)]
         batch = tokenizer(texts, padding=True, padding_side="right", truncation=True,
                           max_length=block_size, return_tensors="pt").to(device)  # fmt: skip
         mask = batch["attention_mask"][:, 1:].bool()
-        logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        with evaluation_mode(model):
+            logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         logprobs = token_logprobs(logits, batch["input_ids"])
         result[kind] = -logprobs[mask].mean().item()
     return result
@@ -282,13 +264,12 @@ def validation_loss(model, tokenizer_path, seed: int = 0, rows: int = 128) -> fl
     """Mean next-token loss (nats a token) on packed rows of a validation shard."""
     from course_lib.world.corpus import VALIDATION_SEED, packed_rows
 
-    model.eval()
     block = next(packed_rows(VALIDATION_SEED + seed, tokenizer_path, context_size(model), 1))
-    device = next(model.parameters()).device
     total = []
     for part in torch.from_numpy(block[:rows].astype("int64")).split(32):
-        part = part.to(device)
-        total.append(-token_logprobs(model(part).logits, part).mean())
+        part = part.to(model_device(model))
+        with evaluation_mode(model):
+            total.append(-token_logprobs(model(part).logits, part).mean())
     return torch.stack(total).mean().item()
 
 
@@ -318,7 +299,6 @@ def evaluate(
     names = list(FIGURES) if figures is None else figures
     if unknown := [n for n in names if n not in FIGURES]:
         raise ValueError(f"Unknown figures {unknown}: choose from {sorted(FIGURES)}.")
-    model.eval()
     table = {}
     for name in tqdm(names, disable=not progress, desc="evaluation"):
         table[name] = accuracy(model, tokenizer, draw_items(name, seed, items))
