@@ -25,7 +25,7 @@ GRID = {
 }
 SEEDS = range(8)
 MODELS = ("base", "instruct")
-USES = (complete, course_format, parse_answer)
+USES = (course_format, parse_answer)
 CHECKS = {"base, after Q:": ("correct",), "instruct, own template": ("correct",)}
 LEAST_SPREAD = {"correct": 0.01}  # half of one item
 EACH, ROOM = 6, 20

@@ -37,7 +37,7 @@ GRID = {
 }  # fmt: skip
 SEEDS = range(8)
 MODELS = ("base",)
-USES = (tuning.tuned, tuning.chat_replies, complete, fit, encode_chat)
+USES = (tuning.tuned, tuning.chat_replies, fit)
 CHECKS = {"rule 8, prompt": ("correct",), "rule 8, SFT": ("correct",),
           "table 32, SFT": ("correct",)}  # fmt: skip
 LEAST_SPREAD = {"correct": 0.03}  # half of one item of sixteen
