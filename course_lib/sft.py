@@ -26,11 +26,29 @@ def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return -token_logprobs(logits, labels)
 
 
-def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean of ``response_nll`` over all response tokens of the batch.
 
     Long responses therefore weigh more than short ones, as in trl and transformers; ``train``
     averages over all response tokens of a step, see ``training.counted``.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), unshifted.
+
+    Returns:
+        A scalar; 0 if every label is ignored.
+
+    Example: uniform logits over V = 4 make log 4 of every token, whatever is ignored.
+        >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[-100, -100, 2]]))
+        tensor(1.3863)
+    """
+    kept = (shift_labels(labels) != IGNORE_INDEX).sum()
+    return counted(response_nll(logits, labels).sum(), kept)
+
+
+def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """``response_loss`` of the model on a batch.
 
     Args:
         batch: what ``rows.collate`` gives.
@@ -41,6 +59,4 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # Packed rows are told by their positions, as transformers does it, and only without a cache.
     inputs |= mask_inputs(model, batch.get("attention_mask"), batch.get("position_ids"))
-    logits = model(**inputs, use_cache=False).logits  # (B, T, V)
-    kept = (shift_labels(batch["labels"]) != IGNORE_INDEX).sum()
-    return counted(response_nll(logits, batch["labels"]).sum(), kept)
+    return response_loss(model(**inputs, use_cache=False).logits, batch["labels"])
