@@ -9,12 +9,13 @@ export HF_HOME := $(CURDIR)/build/huggingface
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv book test notebooks lint bench model clean
+.PHONY: help venv book test notebooks studies lint bench model clean
 
 help:
 	@echo "make book       build the book and say where to open it"
 	@echo "make test       run every test and every notebook"
 	@echo "make notebooks  execute the notebooks whose text changed (ALL=1: all of them)"
+	@echo "make studies    run the studies behind the figures whose rows are missing or stale"
 	@echo "make lint       check the style of the code"
 	@echo "make bench      time our code beside the libraries'"
 	@echo "make model      make the shipped models from their recipes (somewhat over an hour on two cores)"
@@ -34,6 +35,9 @@ test: venv
 
 notebooks: venv
 	$(PY) tools/notebooks.py $(if $(ALL),--all)
+
+studies: venv
+	$(PY) -m course_lib.studies
 
 lint: venv
 	$(PY) -m ruff check .

@@ -66,7 +66,7 @@ class Results:
     name: str
     rows: dict[str, dict[int, dict[str, float]]]
     about: dict = field(default_factory=dict)
-    """digest, models, versions, processor, seconds."""
+    """digest, models, versions, processor, seconds, least_spread."""
 
     @property
     def settings(self) -> list[str]:
@@ -90,27 +90,23 @@ class Results:
         """How much more of the measure the first setting has than the second, seed by seed."""
         return self.of(setting, measure) - self.of(other, measure)
 
-    def interval_for_a_new_seed(
-        self, setting: str, measure: str, least_spread: float = 0.0
-    ) -> tuple[float, float]:
+    def interval_for_a_new_seed(self, setting: str, measure: str) -> tuple[float, float]:
         """Where one more seed falls but in ``FALSE_ALARMS`` of all test runs (Bonferroni)."""
         level = 1 - FALSE_ALARMS / CHECKS_IN_A_RUN
-        return prediction_interval(self.of(setting, measure).values, level, least_spread)
+        least = self.about.get("least_spread", {}).get(measure, 0.0)
+        return prediction_interval(self.of(setting, measure).values, level, least)
 
-    def check_live(
-        self, setting: str, measured: dict[str, float], least_spread: float = 0.0
-    ) -> None:
+    def check_live(self, setting: str, measured: dict[str, float]) -> None:
         """Assert that a run made just now is one more row of this study.
 
         Args:
             measured: {measure: number} of one run of this setting.
-            least_spread: see ``measuring.prediction_interval``.
 
         Raises:
             AssertionError: a number lies outside its prediction interval.
         """
         for measure, value in measured.items():
-            low, high = self.interval_for_a_new_seed(setting, measure, least_spread)
+            low, high = self.interval_for_a_new_seed(setting, measure)
             assert low <= value <= high, (
                 f"{measure} of {setting!r} is {value:.4g}; the study {self.name} predicts "
                 f"{low:.4g} to {high:.4g}. Either the method is broken, or the study is old."
