@@ -22,7 +22,7 @@ from types import ModuleType
 from course_lib.files import read_text, write_text
 from course_lib.shipped import model_path
 
-MACHINERY = {"__main__", "running", "stored", "tuning"}
+MACHINERY = {"__main__", "running", "splits", "stored", "tuning"}
 """Modules of this folder that are no studies."""
 RESULTS = Path(__file__).parent / "results"
 
