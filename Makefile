@@ -8,8 +8,12 @@ export MPLCONFIGDIR := $(CURDIR)/build/matplotlib
 export HF_HOME := $(CURDIR)/build/huggingface
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# A thread that waits spends no processor time: two processes on two cores do not slow each other.
+export OMP_WAIT_POLICY ?= passive
+# Another Jupyter's kernels, if the user has one.
+unexport JUPYTER_PATH
 
-.PHONY: help venv book test notebooks studies lint bench model clean
+.PHONY: help venv book test parity notebooks studies lint bench model clean
 
 help:
 	@echo "make book       build the book and say where to open it"
@@ -30,8 +34,12 @@ book: venv
 
 test: venv
 	$(PY) -m ruff check .
-	$(PY) -m pytest
+	rm -rf build/parity
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	$(PY) tools/parity.py
+
+parity: test
+	$(PY) tools/parity.py --write
 
 notebooks: venv
 	$(PY) tools/notebooks.py $(if $(ALL),--all)

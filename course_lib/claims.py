@@ -92,16 +92,26 @@ def summary(entry: dict) -> str:
     Example:
         >>> summary({"mean": 0.31, "low": 0.2, "high": 0.42, "seeds": 8, "at_least": 0.1,
         ...          "study": "forgetting", "evidence": ""})
-        '0.31, 99 % interval 0.20 to 0.42, 8 seeds, at least 0.1 (study forgetting)'
+        '0.31 (99 % interval 0.20 to 0.42, 8 seeds), at least 0.1 (study forgetting)'
     """
+    parts = [measured(entry), bound(entry)]
+    text = ", ".join(part for part in parts if part)
+    return text + (f" (study {entry['study']})" if entry.get("study") else "")
+
+
+def measured(entry: dict) -> str:
+    """What an entry's numbers say, with the evidence that was given in words."""
     if "mean" not in entry:
         return entry["evidence"]
-    parts = [f"{_short(entry['mean'])}, 99 % interval {_short(entry['low'])} to "
-             f"{_short(entry['high'])}", f"{entry['seeds']} seeds"]  # fmt: skip
-    parts += [f"{name.replace('_', ' ')} {entry[name]:g}"
-              for name in ("at_least", "at_most") if name in entry]  # fmt: skip
-    text = ", ".join(parts) + (f" (study {entry['study']})" if entry["study"] else "")
+    mean, low, high = (_short(entry[name]) for name in ("mean", "low", "high"))
+    text = f"{mean} (99 % interval {low} to {high}, {entry['seeds']} seeds)"
     return f"{entry['evidence']}: {text}" if entry["evidence"] else text
+
+
+def bound(entry: dict) -> str:
+    """The bound of an entry; empty for exact statements."""
+    return ", ".join(f"{name.replace('_', ' ')} {entry[name]:g}"
+                     for name in ("at_least", "at_most") if name in entry)  # fmt: skip
 
 
 def _short(number: float) -> str:

@@ -7,6 +7,7 @@ dash and marker. The first figure puts the style on for the whole process.
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
 
 import matplotlib
@@ -103,6 +104,78 @@ def heatmap(axes, values, *, xticks=None, yticks=None, vmin=None, vmax=None, lab
         bar.outline.set_edgecolor(INK)
         bar.ax.tick_params(colors=INK)
     return image
+
+
+def flow(title: str, steps: Sequence[tuple[str, str]]):
+    """A chain of boxes with arrows between them: what becomes of the data.
+
+    Args:
+        steps: (what it is, a detail below it, e.g. its shape) of each box.
+
+    Returns:
+        (figure, axes).
+
+    Raises:
+        ValueError: fewer than two steps, or a step without a name.
+    """
+    if len(steps) < 2:
+        raise ValueError(f"A flow needs two steps or more, got {len(steps)}.")
+    for name, _ in steps:
+        _require_text(step=name)
+    fig, (axes,) = panels(title, 1, size=(7.2, 1.5))
+    axes.axis("off")
+    for x, (name, detail) in enumerate(steps):
+        axes.text(x, 0.62, name, ha="center", va="center", fontsize=9, bbox={
+            "boxstyle": "round,pad=0.5", "facecolor": "none", "edgecolor": COLOURS["blue"]})
+        axes.text(x, 0.08, detail, ha="center", va="center", fontsize=8)
+        if x:
+            axes.annotate("", (x - 0.4, 0.62), (x - 0.6, 0.62),
+                          arrowprops={"arrowstyle": "->", "color": INK})  # fmt: skip
+    axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.1, 1.1))
+    return fig, axes
+
+
+def token_rows(title: str, rows: dict[str, list[tuple[str, str | None]]]):
+    """Sequences of tokens as rows of boxes, column below column.
+
+    Args:
+        title: what is shown.
+        rows: name of a row -> (text, colour) of each token; the colour is a name of ``COLOURS``, or
+            None for a token that takes no part. Rows may differ in length.
+
+    Returns:
+        (figure, axes).
+
+    Raises:
+        ValueError: no rows or tokens, an unknown colour.
+
+    Example:
+        >>> fig, axes = token_rows("A row", {"input_ids": [("dog", "blue"), ("<pad>", None)]})
+        >>> [text.get_text() for text in axes.texts]
+        ['dog', '<pad>']
+    """
+    if not rows or not all(rows.values()):
+        raise ValueError("Rows of tokens need at least one row, and each row a token.")
+    colours = {colour for row in rows.values() for _, colour in row if colour is not None}
+    if unknown := sorted(colours - set(COLOURS)):
+        raise ValueError(f"Unknown colours {unknown}: choose from {list(COLOURS)}.")
+    count = max(map(len, rows.values()))
+    widths = [max(len(row[i][0]) for row in rows.values() if i < len(row)) + 1.5
+              for i in range(count)]  # fmt: skip
+    fig, axes = figure(title, "position (token)", "tensor", size=(7.2, 1.1 + 0.36 * len(rows)))
+    lefts = [sum(widths[:i]) for i in range(count)]
+    for y, row in enumerate(rows.values()):
+        for left, width, (text, colour) in zip(lefts, widths, row, strict=False):
+            axes.barh(y, width * 0.95, left=left, height=0.8, alpha=0.35 if colour else 0.1,
+                      color=COLOURS[colour] if colour else INK)  # fmt: skip
+            axes.text(left + width * 0.475, y, text, ha="center", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.set_xticks([left + width / 2 for left, width in zip(lefts, widths, strict=True)],
+                    range(count), fontsize=8)  # fmt: skip
+    axes.set_xlim(0, sum(widths))
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    return fig, axes
 
 
 def to_png(fig) -> bytes:

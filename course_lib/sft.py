@@ -24,10 +24,28 @@ def response_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return -token_logprobs(logits, labels)
 
 
-def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def response_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean of ``response_nll`` over all response tokens of the batch.
 
     Long responses therefore weigh more than short ones, as in trl and transformers.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T), unshifted.
+
+    Returns:
+        A scalar; 0 if every label is ignored.
+
+    Example: uniform logits over V = 4 make log 4 of every token, whatever is ignored.
+        >>> response_loss(torch.zeros(1, 3, 4), torch.tensor([[-100, -100, 2]]))
+        tensor(1.3863)
+    """
+    kept = (labels[:, 1:] != IGNORE_INDEX).sum()
+    return response_nll(logits, labels).sum() / kept.clamp(min=1)
+
+
+def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """``response_loss`` of the model on a batch.
 
     Args:
         batch: what ``rows.collate`` gives.
@@ -37,6 +55,4 @@ def sft_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     # Packed rows are told by their positions, as transformers does it, and only without a cache.
-    logits = model(**inputs, use_cache=False).logits  # (B, T, V)
-    kept = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    return response_nll(logits, batch["labels"]).sum() / kept.clamp(min=1)
+    return response_loss(model(**inputs, use_cache=False).logits, batch["labels"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import HEAD, measured, parity_page, round_up
+from parity import HEAD, measured, parity_page, round_up, unlike
 from parity_record import Parity
 
 
@@ -32,3 +32,16 @@ def test_a_piece_that_differs_too_much_or_was_not_compared_leaves_no_row(tmp_pat
     with pytest.raises(AssertionError, match="nothing"), Parity("o", "t", 1e-5, tmp_path):
         pass
     assert measured(tmp_path) == []
+
+
+def test_the_page_is_compared_in_all_but_the_digits():
+    """Another difference below the tolerance is another processor; another piece or number of
+    configurations, or a difference above the tolerance, is another course."""
+    row = {"piece": "GPT-2", "counterpart": "transformers.GPT2LMHeadModel", "configurations": 3,
+           "difference": 2e-6, "tolerance": 1e-5}  # fmt: skip
+    page = parity_page([row])
+    assert not unlike(page, [row | {"difference": 7e-6}])
+    assert unlike(page, [row | {"difference": 2e-5}]) == ["GPT-2"]
+    assert len(unlike(page, [row | {"configurations": 4}])) == 2
+    assert len(unlike(page, [row, row | {"piece": "BLOOM"}])) == 1
+    assert len(unlike(page, [])) == 1

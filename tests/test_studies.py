@@ -180,6 +180,18 @@ def test_a_study_without_results_says_how_to_run_it():
         load("no_such")
 
 
+def test_a_mean_that_is_no_longer_the_same_is_told():
+    """0 and 2 eight times each: s = 1.033, t(15) at .0005 = 4.07, so means may differ by
+    √2 · 4.07 · 1.033 / 4 = 1.49."""
+    before = results_of(a=[0.0, 2.0] * 8)
+    assert not running.unlike(before, results_of(a=[1.0, 3.0] * 8))
+    assert running.unlike(before, results_of(a=[2.0, 4.0] * 8)) == ["a, m: 1 stored, 3 now"]
+    assert running.unlike(before, results_of(a=[math.nan] * 16))
+    equal = results_of({"m": 0.1}, a=[1.0] * 8)
+    assert not running.unlike(equal, results_of(a=[0.95] * 8))
+    assert running.unlike(equal, results_of(a=[0.8] * 8))
+
+
 # --- every study --------------------------------------------------------------------------------
 
 

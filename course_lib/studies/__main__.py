@@ -6,7 +6,8 @@ from types import ModuleType
 
 from tqdm.auto import tqdm
 
-from course_lib.studies import running
+from course_lib.studies import load, running
+from course_lib.studies.stored import from_rows
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -16,6 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("name", nargs="*", help="studies to run; all of them by default")
     parser.add_argument("--list", action="store_true", help="say which are complete or stale")
+    parser.add_argument("--again", action="store_true",
+                        help="run every row anew, store nothing, and compare with what is stored")
     parser.add_argument("--processes", type=int, default=2, metavar="N",
                         help="processes of one thread each (default: 2)")  # fmt: skip
     args = parser.parse_args(arguments)
@@ -26,6 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
         studies = {name: running.module_of(name) for name in names}
     except ValueError as error:
         parser.error(str(error))
+    if args.again:
+        lines = [line for study in studies.values() for line in again(study, args.processes)]
+        sys.exit("\n".join(lines) or None)
     for name, study in studies.items():
         state = running.state(study)
         if args.list:
@@ -47,6 +53,17 @@ def run(study: ModuleType, processes: int) -> None:
                 bar.set_postfix_str(f"{row['setting']}, seed {row['seed']}", refresh=False)
         except KeyboardInterrupt:
             sys.exit(f"\nStopped. The rows of {name} that ended are kept: run it again to go on.")
+
+
+def again(study: ModuleType, processes: int) -> list[str]:
+    """Run every row anew and say which means are no longer what is stored."""
+    name = study.__name__.split(".")[-1]
+    todo = running.grid(study)
+    rows = list(tqdm(running.run_rows(study, todo, processes), total=len(todo), desc=name,
+                     unit="row"))  # fmt: skip
+    stored = load(name)
+    now = from_rows(name, rows, stored.about)
+    return [f"{name}: {line}" for line in running.unlike(stored, now)]
 
 
 if __name__ == "__main__":

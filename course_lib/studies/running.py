@@ -9,18 +9,21 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import platform
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 from course_lib.files import read_text, write_text
+from course_lib.measuring import mean_interval
 from course_lib.shipped import model_path
+from course_lib.studies.stored import FALSE_ALARMS, Results
 
 MACHINERY = {"__main__", "running", "splits", "stored", "tuning"}
 """Modules of this folder that are no studies."""
@@ -139,26 +142,52 @@ def missing(study: ModuleType) -> list[tuple[str, int]]:
     return [row for row in grid(study) if row not in have]
 
 
-def run_missing(study: ModuleType, processes: int = 2) -> Iterator[dict]:
-    """Run what is missing and yield each row as it ends; a run that is killed goes on later.
+def run_rows(
+    study: ModuleType, todo: Sequence[tuple[str, int]], processes: int = 2
+) -> Iterator[dict]:
+    """Run rows and yield each as it ends.
 
     Args:
         processes: of one thread each; on two cores two of one thread beat one of two.
     """
-    rows, todo = kept_rows(study), missing(study)
-    _save(study, _kept_file(study), rows)
     with ProcessPoolExecutor(processes, mp_context=_spawn()) as pool:
         runs = [pool.submit(run_row, study.__name__, setting, seed) for setting, seed in todo]
         try:
             for run in as_completed(runs):
-                rows.append(run.result())
-                _save(study, _kept_file(study), rows)
-                yield rows[-1]
+                yield run.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def run_missing(study: ModuleType, processes: int = 2) -> Iterator[dict]:
+    """Run what is missing and yield each row as it ends; a run that is killed goes on later."""
+    rows = kept_rows(study)
+    _save(study, _kept_file(study), rows)
+    for row in run_rows(study, missing(study), processes):
+        rows.append(row)
+        _save(study, _kept_file(study), rows)
+        yield row
     _save(study, _file(study), rows)
     _kept_file(study).unlink()
+
+
+def unlike(results: Results, again: Results) -> list[str]:
+    """Measures whose mean is another one when all rows are run again, on whatever machine.
+
+    Both means are of n seeds, so their difference has the standard error s · √(2/n). The level is
+    divided by the number of measures.
+    """
+    pairs = [(setting, measure) for setting in results.settings
+             for measure in results.of_all(setting)]  # fmt: skip
+    different = []
+    for setting, measure in pairs:
+        before, now = results.of(setting, measure), again.of(setting, measure)
+        _, low, high = mean_interval(before.values, 1 - FALSE_ALARMS / len(pairs))
+        allowed = math.sqrt(2) * (high - low) / 2 + results.least_spread(measure)
+        if not abs(now.mean - before.mean) <= allowed:
+            different.append(f"{setting}, {measure}: {before.mean:.4g} stored, {now.mean:.4g} now")
+    return different
 
 
 def _spawn():

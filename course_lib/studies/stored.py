@@ -86,6 +86,15 @@ class Results:
             raise ValueError(f"{setting!r} of {self.name} has no measure {measure!r}: {have}.")
         return PerSeed(tuple(rows), tuple(row[measure] for row in rows.values()), self.name)
 
+    def of_all(self, setting: str) -> dict[str, PerSeed]:
+        """Every measure of a setting."""
+        first = next(iter(self.rows[setting].values()))
+        return {measure: self.of(setting, measure) for measure in first}
+
+    def least_spread(self, measure: str) -> float:
+        """Standard deviation below which the spread over the seeds is not believed."""
+        return self.about.get("least_spread", {}).get(measure, 0.0)
+
     def gap(self, setting: str, other: str, measure: str) -> PerSeed:
         """How much more of the measure the first setting has than the second, seed by seed."""
         return self.of(setting, measure) - self.of(other, measure)
@@ -93,8 +102,8 @@ class Results:
     def interval_for_a_new_seed(self, setting: str, measure: str) -> tuple[float, float]:
         """Where one more seed falls but in ``FALSE_ALARMS`` of all test runs (Bonferroni)."""
         level = 1 - FALSE_ALARMS / CHECKS_IN_A_RUN
-        least = self.about.get("least_spread", {}).get(measure, 0.0)
-        return prediction_interval(self.of(setting, measure).values, level, least)
+        values = self.of(setting, measure).values
+        return prediction_interval(values, level, self.least_spread(measure))
 
     def check_live(self, setting: str, measured: dict[str, float]) -> None:
         """Assert that a run made just now is one more row of this study.
@@ -131,7 +140,12 @@ def load(name: str) -> Results:
 def read(name: str, text: str) -> Results:
     """Results from the text of their file."""
     content = json.loads(text)
-    rows: dict[str, dict[int, dict[str, float]]] = {}
-    for row in content.pop("rows"):
-        rows.setdefault(row["setting"], {})[row["seed"]] = row["measures"]
-    return Results(name, rows, content)
+    return from_rows(name, content.pop("rows"), content)
+
+
+def from_rows(name: str, rows: list[dict], about: dict) -> Results:
+    """Results of rows as ``running.run_row`` gives them, in any order."""
+    table: dict[str, dict[int, dict[str, float]]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        table.setdefault(row["setting"], {})[row["seed"]] = row["measures"]
+    return Results(name, table, about)

@@ -187,7 +187,7 @@ def abilities(model: nn.Module, tokenizer, seed: int, items: int = 24) -> dict[s
 
 
 @torch.no_grad()
-def perplexity(model: nn.Module, tokenizer, seed: int, count: int = 48) -> float:
+def perplexity(model: nn.Module, tokenizer, seed: int, count: int = 32) -> float:
     """exp of the mean loss a token on ``count`` validation documents of the pretraining kind."""
     some = islice(documents(VALIDATION_SEED + seed), count)
     rows = [document_row(tokenizer, document.text, int(min(context_size(model), 1024)))

@@ -1,0 +1,38 @@
+"""Work is the same on a slow machine and on a fast one."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import work
+
+
+def test_a_slow_machine_does_the_same_work(monkeypatch):
+    """The loop takes 4 s here and 1 s on the reference: 40 processor seconds are 10 of work."""
+    monkeypatch.setattr(work, "calibrate", lambda: 4 * work.REFERENCE_SECONDS)
+    assert work.work(40.0) == pytest.approx(10.0)
+
+
+def test_the_calibration_is_work_itself():
+    """Measured beside itself it comes out as the reference, up to the noise of a busy machine."""
+    calibrated = work.calibrate()
+    assert 0 < calibrated < 600
+    started = time.process_time()
+    work._train_a_little()
+    assert 0.2 < (time.process_time() - started) / calibrated < 5
+
+
+def test_what_children_spend_is_counted_and_what_they_wait_is_not():
+    code = "import time\nwhile time.process_time() < {}: pass\nprint(flush=True)\ntime.sleep(60)"
+    before = work.children_seconds()
+    children = [subprocess.Popen([sys.executable, "-c", code.format(s)], stdout=subprocess.PIPE)
+                for s in (0.0, 1.0)]  # fmt: skip
+    try:
+        for child in children:
+            child.stdout.readline()
+        assert 1.0 <= work.children_seconds() - before < 5.0
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
