@@ -70,3 +70,27 @@ def test_heatmap_keeps_its_labels():
     plotting.heatmap(axes, [[1, 0], [0, 1]], xticks=["a", "b"], yticks=["c", "d"], label="weight")
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b"]
     assert fig.axes[1].get_ylabel() == "weight"
+
+
+def test_tokens_are_boxes_in_columns():
+    """Two rows of three and two tokens: five boxes, the columns of equal width, no box for the gap;
+    "unlikely" is the longest of its column and sets where the next one begins."""
+    fig, axes = plotting.token_rows("t", {"ids": [("a", "blue"), ("unlikely", "pink"), ("b", None)],
+                                          "labels": [("x", None), ("y", "orange")]})  # fmt: skip
+    lefts = [bar.get_x() for bar in axes.patches]
+    assert len(lefts) == 5 == len(axes.texts) and lefts[:2] == lefts[3:]
+    assert lefts[2] - lefts[1] > lefts[1] - lefts[0]
+    faint, strong = axes.patches[3], axes.patches[0]
+    assert faint.get_alpha() < strong.get_alpha()
+    with pytest.raises(ValueError, match="Unknown colours \\['red'\\]"):
+        plotting.token_rows("t", {"ids": [("a", "red")]})
+    with pytest.raises(ValueError, match="at least one row"):
+        plotting.token_rows("t", {"ids": []})
+
+
+def test_a_flow_has_an_arrow_less_than_boxes():
+    fig, axes = plotting.flow("t", [("texts", "two"), ("tokens", "(B, T)"), ("loss", "a number")])
+    written = [text.get_text() for text in axes.texts]
+    assert written.count("") == 2 and "(B, T)" in written
+    with pytest.raises(ValueError, match="two steps or more, got 1"):
+        plotting.flow("t", [("texts", "")])

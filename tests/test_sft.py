@@ -16,11 +16,12 @@ from torch.testing import assert_close
 from transformers import DataCollatorWithFlattening
 
 from course_lib import rows as rows_module
+from course_lib import sft as sft_module
 from course_lib.models import from_transformers, to_transformers
 from course_lib.models.layers import document_bias
 from course_lib.ops import IGNORE_INDEX
 from course_lib.rows import batches, collate, document_row, endless, mix, mixing_rates, pack
-from course_lib.sft import response_nll, sft_loss
+from course_lib.sft import response_loss, response_nll, sft_loss
 from course_lib.training import train
 
 TOLERANCE = 1e-5
@@ -45,9 +46,23 @@ def row_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[dict]:
 def test_the_docstrings_show_what_comes_out():
     result = doctest.testmod(rows_module)
     assert result.attempted >= 8 and not result.failed
+    result = doctest.testmod(sft_module, extraglobs={"torch": torch})
+    assert result.attempted and not result.failed
 
 
 # --- the loss -----------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_over_the_tokens_that_count():
+    """Two rows with one and two labels. Logits 0, log 3 over V = 2 give the token 1 the
+    probability 3/4 and the token 0 1/4: -log of 3/4, 1/4, 3/4, mean (2 log(4/3) + log 4) / 3.
+    Over all four positions it would be .49, with labels that are not shifted .56."""
+    logits = torch.tensor([0.0, math.log(3)]).expand(2, 3, 2)
+    labels = torch.tensor([[1, -100, 1], [-100, 0, 1]])
+    expected = (2 * math.log(4 / 3) + math.log(4)) / 3
+    assert response_loss(logits, labels).item() == pytest.approx(expected, abs=1e-6)
+    nothing = torch.full((2, 3), -100)
+    assert response_loss(logits, nothing).item() == 0
 
 
 class Fixed(torch.nn.Module):

@@ -87,8 +87,9 @@ def _share(flags) -> float:
 
 def draw(results: Results):
     """A bar for each way to ask, with the seeds as points."""
-    fig, ax = plotting.figure("The same words, asked in several forms", "share of the items",
-                              "model and form", size=(7.2, 3.6))  # fmt: skip
+    fig, ax = plotting.figure("The same words, asked in several forms",
+                              "share of the items (bar: correct)", "model and form",
+                              size=(7.2, 3.6))  # fmt: skip
     for y, setting in enumerate(results.settings):
         values = results.of(setting, "correct")
         colour = "blue" if setting.startswith("base") else "orange"
@@ -96,10 +97,10 @@ def draw(results: Results):
         ax.plot(list(values), [y] * len(values), linestyle="none", marker=".", color=plotting.INK)
         ax.plot(results.of(setting, "contained").mean, y, marker="|", markersize=14,
                 color=plotting.COLOURS["green"], linestyle="none",
-                label="anywhere in what it writes" if y == 0 else None)
+                label="stands anywhere in the text" if y == 0 else None)
     ax.set_yticks(range(len(results.settings)), results.settings, fontsize=8)
     ax.set_xlim(0, 1.02)
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.legend(fontsize=8, loc="lower center")
+    ax.legend(fontsize=8, loc="lower right")
     return fig

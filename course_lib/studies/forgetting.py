@@ -9,8 +9,6 @@ built to teach them.
 from itertools import product
 
 from course_lib import plotting
-from course_lib.rows import pack
-from course_lib.sft import sft_loss
 from course_lib.studies import tuning
 from course_lib.studies.stored import Results
 from course_lib.world.instructions import CLUSTERS
@@ -33,7 +31,7 @@ CURED = "many tasks, low rate, replay"
 SEEDS = range(8)
 MODELS = ("base", "instruct")
 USES = (tuning.tuned, tuning.mixture, tuning.graded, tuning.chat_replies, tuning.abilities,
-        tuning.perplexity, sft_loss, pack)
+        tuning.perplexity)
 CHECKS = {CURED: ("other instructions", "sums")}
 LEAST_SPREAD = {"other instructions": 0.02, "sums": 0.03}  # half an item
 STEPS, TEMPLATES, ITEMS = 24, 2, 16
@@ -85,17 +83,17 @@ def run(setting: dict, seed: int) -> dict[str, float]:
 def draw(results: Results):
     """Every setting against every measure: a table in colours with its numbers."""
     columns = ["sentiment", "other instructions", *tuning.ABILITIES, "perplexity"]
-    settings = list(GRID)
-    means = [[results.of(s, c).mean for c in columns] for s in settings]
+    means = [[results.of(s, c).mean for c in columns] for s in GRID]
     shares = [[m if c != "perplexity" else 1 / m for c, m in zip(columns, row, strict=True)]
               for row in means]  # fmt: skip
     fig, ax = plotting.figure(f"After {STEPS} steps: learnt, and left of the rest",
-                              "what is asked (share correct; perplexity)", "run", size=(7.2, 4.6))
-    plotting.heatmap(ax, shares, xticks=columns, yticks=settings, vmin=0, vmax=1)
-    ax.axvline(1.5, color="white", linewidth=3)
+                              "share of correct answers; perplexity", "run",
+                              size=(7.2, 4.6))  # fmt: skip
+    plotting.heatmap(ax, shares, xticks=columns, yticks=list(GRID), vmin=0, vmax=1)
+    ax.axvline(1.5, color=plotting.INK, linewidth=3)
     for i, row in enumerate(means):
         for j, mean in enumerate(row):
-            ax.text(j, i, f"{mean:.1f}" if columns[j] == "perplexity" else f"{mean:.2f}",
-                    ha="center", va="center", fontsize=8,
+            text = f"{mean:.2f}" if columns[j] != "perplexity" else f"{mean:.3g}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8,
                     color="black" if shares[i][j] > 0.55 else "white")  # fmt: skip
     return fig

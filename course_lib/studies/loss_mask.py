@@ -11,7 +11,6 @@ import torch
 from course_lib import plotting
 from course_lib.ops import IGNORE_INDEX, token_logprobs
 from course_lib.rows import collate, endless
-from course_lib.sft import sft_loss
 from course_lib.studies import tuning
 from course_lib.studies.stored import Results
 
@@ -26,7 +25,7 @@ GRID = {
 }
 SEEDS = range(8)
 MODELS = ("base",)
-USES = (tuning.tuned, tuning.mixture, tuning.graded, tuning.chat_replies, collate, sft_loss)
+USES = (tuning.tuned, tuning.mixture, tuning.graded, tuning.chat_replies)
 CHECKS = {"response": ("correct", "well formed"), "whole chat": ("prompt nats",)}
 LEAST_SPREAD = {"correct": 0.02, "well formed": 0.02, "prompt nats": 0.02}
 STEPS, LR, TEMPLATES, EACH = 24, 6e-4, 2, 4
@@ -75,8 +74,8 @@ def run(setting: dict, seed: int) -> dict[str, float]:
 
 def draw(results: Results):
     """Three measures, one panel each, a point a seed."""
-    names = {"correct": "correct answers (share)", "well formed": "one line, ended (share)",
-             "prompt nats": "loss on new prompts (nats a token)"}  # fmt: skip
+    names = {"correct": "correct answers (share)", "well formed": "one line and end (share)",
+             "prompt nats": "loss on prompts (nats/token)"}  # fmt: skip
     fig, axes = plotting.panels("Which tokens carry the loss", 3, size=(7.2, 3.2))
     for ax, (measure, label) in zip(axes, names.items(), strict=True):
         for y, setting in enumerate(results.settings):

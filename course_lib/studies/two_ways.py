@@ -142,8 +142,9 @@ def draw(results: Results):
     axes[0].text(RULES[0], 0.27, "chance", fontsize=8)
     axes[1].set_title("a table")
     axes[1].axvline(fits, color=plotting.INK, linewidth=1, linestyle=":")
-    axes[1].text(fits * 0.95, 0.02, f"{fits:.0f} fit", fontsize=8, ha="right")
+    axes[1].text(fits * 0.95, 0.12, f"{fits:.0f} fit", fontsize=8, ha="right")
     chance = 1 / len(lexicon.RESERVED_LABELS)
+    axes[1].text(TABLES[0], chance + 0.02, "chance", fontsize=8)
     axes[1].axhline(chance, color=plotting.INK, linewidth=1, linestyle=":")
     axes[0].legend(fontsize=8, loc="lower right")
     return fig
