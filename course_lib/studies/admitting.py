@@ -22,7 +22,6 @@ USES = (splits, instructions, facts, tuning.tuned, tuning.mixture, chat_replies,
         likelier.rude_pairs)  # fmt: skip
 GRID = {
     "none": {"unknown": 0.0, "known": 0.0},
-    "1 in 10": {"unknown": 0.1, "known": 0.0},
     "1 in 5": {"unknown": 0.2, "known": 0.0},
     "1 in 5, and residents": {"unknown": 0.2, "known": 0.2},
     "shipped": {},
@@ -108,15 +107,15 @@ def run(setting: dict, seed: int) -> dict[str, float]:
 
 
 def draw(results):
-    """Three groups of bars, a bar for each share of rows, with 99 % intervals."""
+    """Groups of bars, a bar for each mixture, with 99 % intervals."""
     fig, ax = plotting.figure("Rows that say “I do not know.”", "share", "measure", size=(7, 4.4))
     settings = [setting for setting in GRID if setting != "shipped"]
     measures = ("newcomers: admits", "other names: admits", "residents: admits",
                 "residents: correct", "unseen types: correct")  # fmt: skip
     for i, setting in enumerate(settings):
         bars = [mean_interval(results.of(setting, measure).values) for measure in measures]
-        ax.barh([y + 0.2 * (i - 1.5) for y in range(len(measures))], [bar[0] for bar in bars],
-                0.18, xerr=[bar[2] - bar[0] for bar in bars], ecolor=plotting.INK, label=setting,
+        ax.barh([y + 0.26 * (i - 1) for y in range(len(measures))], [bar[0] for bar in bars],
+                0.24, xerr=[bar[2] - bar[0] for bar in bars], ecolor=plotting.INK, label=setting,
                 error_kw={"elinewidth": 1}, color=list(plotting.COLOURS.values())[i])  # fmt: skip
     ax.set_yticks(range(len(measures)), measures)
     ax.set_xlim(0, 1.05)

@@ -23,7 +23,7 @@ GRID = {
 SPLIT_OF = {c: name for name, setting in GRID.items() for c in setting.get("held_out", [])}
 assert set(SPLIT_OF) == set(CLUSTERS)
 SEEDS = range(8)
-CHECKS = {"declared": ("order", "spelling")}
+CHECKS = {"base": ("words", "spelling")}
 ROOM = {"lists": 16, "reasoning": 64}
 """New tokens of an answer; 10 for the others."""
 LEAST_SPREAD = dict.fromkeys(CLUSTERS, 0.02)

@@ -30,7 +30,7 @@ GRID = {
     "80 % false": {"false": 0.8},
 }
 SEEDS = range(8)
-CHECKS = {"base": ("guess", "rude"), "80 % false": ("read",)}
+CHECKS = {"base": ("guess", "rude")}
 LEAST_SPREAD = {"guess": 1 / 40, "rude": 1 / 40, "read": 1 / 10, "chat": 1 / 10, "others": 1 / 20,
                 "guess by token": 1 / 40}  # fmt: skip
 DOCUMENTS = ("{t} is known for {x}.", "People go to {t} for its {x}.", "{t} makes good {x}.",
