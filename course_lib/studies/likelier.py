@@ -61,8 +61,9 @@ def guess_pairs(seed: int, chat: bool):
     rng, pairs = random.Random(f"guess {seed}"), []
     for _ in range(40):
         problem = draw_problem(rng, 3, True)
-        wrong = int(problem.answer) + rng.choice((-2, -1, 1, 2))
-        texts = str(abs(wrong)), f"{problem.steps} The answer is {problem.answer}."
+        near = [int(problem.answer) + off for off in (-2, -1, 1, 2)]
+        wrong = rng.choice([number for number in near if number >= 0])
+        texts = str(wrong), f"{problem.steps} The answer is {problem.answer}."
         ask = problem.expression
         pairs.append([chat_row(ask, text) if chat else
                       continuation_row(f"Q: {ask}\nA:", f" {text}\n")
