@@ -3,7 +3,7 @@
 from itertools import product
 
 from course_lib import plotting
-from course_lib.studies import forgetting, load, running, tuning
+from course_lib.studies import forgetting, load, tuning
 from course_lib.world.instructions import INSTRUCTIONS
 
 SEED = 9
@@ -58,4 +58,3 @@ def test_control_one_task_at_the_high_rate_fails_the_live_check():
 def test_the_figure_is_drawn_from_stored_results_alone(monkeypatch):
     monkeypatch.setattr(tuning, "shipped", None)
     assert plotting.show(forgetting.draw(load("forgetting")), "a table").alt
-    assert running.state(forgetting) == "complete"

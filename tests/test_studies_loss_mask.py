@@ -5,7 +5,7 @@ from itertools import islice
 import pytest
 
 from course_lib import plotting
-from course_lib.studies import load, loss_mask, running, tuning
+from course_lib.studies import load, loss_mask, tuning
 
 SEED = 9
 
@@ -55,7 +55,6 @@ def test_control_a_prompt_mask_fails_the_check_of_whole_chats():
 def test_the_figure_is_drawn_from_stored_results_alone(monkeypatch):
     monkeypatch.setattr(tuning, "shipped", None)
     assert plotting.show(loss_mask.draw(load("loss_mask")), "panels").alt
-    assert running.state(loss_mask) == "complete"
 
 
 @pytest.mark.parametrize("setting", loss_mask.GRID)

@@ -1,7 +1,7 @@
 """Execute the notebooks whose text changed and write their published pairs.
 
 ``book/NN_topic.md`` is the text that people edit. This tool runs it in a fresh kernel, measures
-time, work and memory, fills in the budget card and the install address, and writes
+time, work and memory, fills in the budget card and the install cell, and writes
 ``NN_topic.ipynb`` with its outputs; what it claims replaces its entries in the ledger, of which the
 page of claims is made. A notebook runs again when its text changed since; ``--all`` runs every one
 (after a change of the package).
@@ -17,12 +17,13 @@ import threading
 import time
 from pathlib import Path
 
+import install_cells
 import jupytext
 import nbformat
 import psutil
-import yaml
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
+from pages import NOT_REBUILT
 from work import children_seconds, work
 
 from course_lib.claims import bound, measured
@@ -32,14 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 CEILING_SECONDS, CEILING_MB = 45, 2000
 CORES = 2
-NOT_REBUILT = {"01_pretraining", "02_encoder_only", "03_decoder_only", "04_encoder_decoder",
-               "05_prompting"}  # fmt: skip
-"""Chapters that are not yet a lesson with studies beside it; they may take twice the time."""
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # fmt: skip
 """The kernels that a plain laptop has: its seconds stand on the card."""
 CARD = re.compile(r"(:::\{admonition\} Budget\n:class: note\n).*?(\n:::)", re.DOTALL)
-SETUP = re.compile(r"git\+https://[^\s\"']+")
 
 
 # Plain progress bars will do in a kernel without ipywidgets: no need to say so on every page.
@@ -49,12 +46,6 @@ os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 def notebook_texts() -> list[Path]:
     """The notebooks' texts, in the order of the chapters."""
     return sorted(BOOK.glob("[0-9][0-9]_*.md"))
-
-
-def install_address() -> str:
-    """What pip installs on Colab, from the one place that names the repository."""
-    repository = yaml.safe_load(read_text(ROOT / "_config.yml"))["repository"]
-    return f"git+{repository['url']}@{repository['branch']}"
 
 
 def sources(notebook: nbformat.NotebookNode) -> list[tuple]:
@@ -74,7 +65,7 @@ def in_sync(text: Path) -> bool:
 
 
 def ceiling_seconds(name: str) -> int:
-    """What a notebook may take on two AVX2 cores."""
+    """What a notebook may take on two AVX2 cores; twice as much where it is not rebuilt yet."""
     return CEILING_SECONDS * (2 if name in NOT_REBUILT else 1)
 
 
@@ -112,7 +103,7 @@ def budget_line(seconds: float, peak_mb: float) -> str:
 
 def execute(text: Path) -> None:
     """Run one notebook; write it, its budget card and its claims."""
-    content = SETUP.sub(install_address(), read_text(text))
+    content = install_cells.fill(read_text(text))
     if not CARD.search(content):
         sys.exit(f"{text.name} has no budget card: see CONTRIBUTING.md for its form.")
     notebook = jupytext.reads(content, fmt="md:myst")

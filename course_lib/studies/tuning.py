@@ -18,8 +18,7 @@ from course_lib.chat import course_format, encode_chat, turns
 from course_lib.completion import complete, context_size, model_device, pad_left
 from course_lib.generation import generate
 from course_lib.measuring import parse_answer
-from course_lib.ops import IGNORE_INDEX, token_logprobs
-from course_lib.rows import Row, batches, collate, document_row, mix
+from course_lib.rows import Row, batches, collate, document_row, mix, pack
 from course_lib.runtime import device
 from course_lib.sft import sft_loss
 from course_lib.shipped import load_model
@@ -189,10 +188,8 @@ def abilities(model: nn.Module, tokenizer, seed: int, items: int = 24) -> dict[s
 @torch.no_grad()
 def perplexity(model: nn.Module, tokenizer, seed: int, count: int = 32) -> float:
     """exp of the mean loss a token on ``count`` validation documents of the pretraining kind."""
+    width = int(min(context_size(model), 1024))
     some = islice(documents(VALIDATION_SEED + seed), count)
-    rows = [document_row(tokenizer, document.text, int(min(context_size(model), 1024)))
-            for document in some]  # fmt: skip
+    rows = pack((document_row(tokenizer, d.text, width) for d in some), width)
     batch = {k: v.to(model_device(model)) for k, v in collate(rows, tokenizer.pad_token_id).items()}
-    logits = model.eval()(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    counted = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    return math.exp(-token_logprobs(logits, batch["labels"]).sum().item() / counted.item())
+    return math.exp(sft_loss(model.eval(), batch).item())
