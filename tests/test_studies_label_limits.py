@@ -39,7 +39,6 @@ def test_the_check_of_naming_fails_without_training(monkeypatch):
 def test_the_check_fails_when_most_labels_are_wrong():
     setting = "20 % wrong, 1024 labels"
     measured = label_limits.run(label_limits.GRID[setting] | {"wrong": 0.8}, 8)
-    assert measured["likeliest"] < 0.2
     with pytest.raises(AssertionError, match="likeliest of"):
         load("label_limits").check_live(setting, {"likeliest": measured["likeliest"]})
 
