@@ -1,5 +1,6 @@
 """Work is the same on a slow machine and on a fast one."""
 
+import os
 import subprocess
 import sys
 import time
@@ -12,6 +13,14 @@ def test_a_slow_machine_does_the_same_work(monkeypatch):
     """The loop takes 4 s here and 1 s on the reference: 40 processor seconds are 10 of work."""
     monkeypatch.setattr(work, "calibrate", lambda: 4 * work.REFERENCE_SECONDS)
     assert work.work(40.0) == pytest.approx(10.0)
+
+
+def test_other_kernels_are_calibrated_by_themselves(monkeypatch):
+    """Work is divided by the speed of the kernels that did it: 40 s at 8 s a loop are 5."""
+    elsewhere = work.calibrate_in({**os.environ, "ATEN_CPU_CAPABILITY": "default"})
+    assert elsewhere > 0
+    monkeypatch.setattr(work, "calibrate", lambda: work.REFERENCE_SECONDS)
+    assert work.work(40.0, 8 * work.REFERENCE_SECONDS) == pytest.approx(5.0)
 
 
 def test_the_calibration_is_work_itself():

@@ -24,7 +24,7 @@ import psutil
 from kernels import use_this_python
 from nbclient import NotebookClient
 from pages import NOT_REBUILT
-from work import children_seconds, work
+from work import calibrate_in, children_seconds, work
 
 from course_lib.claims import bound, measured
 from course_lib.files import read_text, write_text
@@ -120,6 +120,7 @@ def execute(text: Path) -> None:
         seconds = time.perf_counter() - started
         entries = entries_of(ledger)
     watch.stopped.set()
+    done = work(watch.seconds, calibrate_in(environment))
     line = budget_line(seconds, watch.peak)
     content = CARD.sub(lambda m: m[1] + line + m[2], content)
     for cell in notebook.cells:
@@ -127,11 +128,11 @@ def execute(text: Path) -> None:
             cell.source = CARD.sub(lambda m: m[1] + line + m[2], cell.source)
         cell.metadata.pop("execution", None)
     notebook.metadata["budget"] = {"seconds": round(seconds, 1), "peak_mb": round(watch.peak),
-                                   "work": round(work(watch.seconds), 1)}  # fmt: skip
+                                   "work": round(done, 1)}  # fmt: skip
     write_text(text, content)
     write_text(text.with_suffix(".ipynb"), nbformat.writes(notebook) + "\n")
     enter(text.stem, entries)
-    print(f"{text.stem}: {seconds:.0f} s, work {work(watch.seconds):.0f}, {watch.peak:.0f} MB")
+    print(f"{text.stem}: {seconds:.0f} s, work {done:.0f}, {watch.peak:.0f} MB")
     if seconds > ceiling_seconds(text.stem) or watch.peak > CEILING_MB:
         print(f"{text.stem} exceeds its ceiling of {ceiling_seconds(text.stem)} s on two AVX2 "
               f"cores and {CEILING_MB} MB: if this machine is not busy, make it smaller.")

@@ -162,13 +162,13 @@ def run_rows(
 
 def run_missing(study: ModuleType, processes: int = 2) -> Iterator[dict]:
     """Run what is missing and yield each row as it ends; a run that is killed goes on later."""
-    rows = kept_rows(study)
-    _save(study, _kept_file(study), rows)
+    rows, now = kept_rows(study), origin(study)  # as the code is when the rows are begun
+    _save(study, _kept_file(study), rows, now)
     for row in run_rows(study, missing(study), processes):
         rows.append(row)
-        _save(study, _kept_file(study), rows)
+        _save(study, _kept_file(study), rows, now)
         yield row
-    _save(study, _file(study), rows)
+    _save(study, _file(study), rows, now)
     _kept_file(study).unlink()
 
 
@@ -196,10 +196,10 @@ def _spawn():
     return multiprocessing.get_context("spawn")  # a forked process inherits torch's threads
 
 
-def _save(study: ModuleType, file: Path, rows: list[dict]) -> None:
+def _save(study: ModuleType, file: Path, rows: list[dict], now: dict) -> None:
     order = {key: place for place, key in enumerate(grid(study))}
     rows = sorted(rows, key=lambda row: order[row["setting"], row["seed"]])
-    content = {**origin(study), "versions": _versions(), "processor": _processor(),
+    content = {**now, "versions": _versions(), "processor": _processor(),
                "seconds": round(sum(row["seconds"] for row in rows), 1),
                "least_spread": getattr(study, "LEAST_SPREAD", {})}  # fmt: skip
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
