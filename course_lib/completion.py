@@ -14,7 +14,6 @@ from torch import nn
 
 from course_lib.generation import EndTokens, _block_size, end_ids
 from course_lib.measuring import cut
-from course_lib.rollout import pad_left as pad_left
 from course_lib.rollout import responses, rollout
 from course_lib.runtime import model_device as model_device
 

@@ -65,8 +65,8 @@ def in_sync(text: Path) -> bool:
 
 
 def ceiling_seconds(name: str) -> int:
-    """What a notebook may take on two AVX2 cores; twice as much where it is not rebuilt yet."""
-    return CEILING_SECONDS * (2 if name in NOT_REBUILT else 1)
+    """What a notebook may take on two AVX2 cores; four times that where it is not rebuilt yet."""
+    return CEILING_SECONDS * (4 if name in NOT_REBUILT else 1)
 
 
 def ceiling_work(name: str) -> int:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.chat import encode_chat, turns
-from course_lib.completion import complete, model_device
+from course_lib.completion import complete
 from course_lib.measuring import parse_answer
-from course_lib.ops import IGNORE_INDEX, token_logprobs
+from course_lib.ops import IGNORE_INDEX, sequence_logprobs
 from course_lib.rows import Row, collate
+from course_lib.runtime import model_device
 from course_lib.studies.tuning import chat_replies, mixture, shipped, tuned
 from course_lib.world.instructions import (
     CLUSTERS,
@@ -143,7 +144,7 @@ def logps(model: nn.Module, rows: Sequence[Row]) -> Tensor:
         batch = collate(rows[i : i + 64], shipped()[1].pad_token_id)
         batch = {name: tensor.to(model_device(model)) for name, tensor in batch.items()}
         logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        sums.append(token_logprobs(logits, batch["labels"]).sum(1))
+        sums.append(sequence_logprobs(logits, batch["labels"]))
     return torch.cat(sums).cpu()
 
 

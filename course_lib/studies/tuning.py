@@ -15,11 +15,11 @@ import torch
 from torch import Generator, nn
 
 from course_lib.chat import course_format, encode_chat, turns
-from course_lib.completion import complete, context_size, model_device, pad_left
-from course_lib.generation import generate
+from course_lib.completion import complete, context_size
 from course_lib.measuring import parse_answer
+from course_lib.rollout import responses, rollout
 from course_lib.rows import Row, batches, collate, document_row, mix, pack
-from course_lib.runtime import device
+from course_lib.runtime import device, model_device
 from course_lib.sft import sft_loss
 from course_lib.shipped import load_model
 from course_lib.training import train
@@ -117,18 +117,16 @@ def well_formed(text: str, ended: bool) -> bool:
     return ended and bool(text.strip()) and "\n" not in text.strip()
 
 
-@torch.no_grad()
 def chat_replies(
     model: nn.Module, tokenizer, prompts: Sequence[str], room: int = ROOM
 ) -> list[tuple[str, bool]]:
     """(text, whether it ended) of the greedy reply to each prompt in the course's chat format."""
     texts = [course_format(turns(prompt), True) for prompt in prompts]
-    ids, mask = pad_left([tokenizer(text)["input_ids"] for text in texts])
-    where, end = model_device(model), tokenizer.eos_token_id
-    out = generate(model.eval(), ids.to(where), mask.to(where), max_new_tokens=room,
-                   temperature=0, eos_token_id=end)[:, ids.shape[1] :]  # fmt: skip
-    rows = [(row[: row.index(end)] if end in row else row, end in row) for row in out.tolist()]
-    return [(tokenizer.decode(row), ended) for row, ended in rows]
+    batch = rollout(model, [tokenizer(text)["input_ids"] for text in texts], temperature=0,
+                    max_new_tokens=room, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    ended = batch["ended"].tolist()
+    return [(tokenizer.decode(ids[:-1] if end else ids), end)
+            for ids, end in zip(responses(batch), ended, strict=True)]  # fmt: skip
 
 
 def graded(model: nn.Module, tokenizer, some: Sequence[Example]) -> list[tuple[bool, bool]]:
