@@ -398,7 +398,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     and the metrics (but for the seconds) are those of the run that was left alone."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ['PYTHONPATH']}"}
     result = subprocess.run([sys.executable, __file__, tmp_path], env=environment, text=True,
-                            capture_output=True, timeout=60)  # fmt: skip
+                            capture_output=True, timeout=600)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert all(count >= 6 for count in json.loads(result.stdout).values()), result.stdout
     for kind in ("stateful", "plain"):

@@ -51,7 +51,7 @@ def test_another_jupyter_would_supply_the_kernel(foreign, monkeypatch):
 def where() -> str:
     """What ``WHERE`` prints in a kernel that is started by the name alone."""
     notebook = new_notebook(cells=[new_code_cell(WHERE)])
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     return next(o.text for o in notebook.cells[0].outputs if o.get("name") == "stdout")
 
 

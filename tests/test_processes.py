@@ -130,7 +130,7 @@ def two_and_one(tmp_path_factory):
                "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
                "--dynamo_backend=no", f"--main_process_port={port}", str(script)]  # fmt: skip
     (tmp_path / "two").mkdir()
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
     two = json.loads(read_text(tmp_path / "two" / "histories.json"))
     (tmp_path / "one").mkdir()

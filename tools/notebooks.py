@@ -123,7 +123,8 @@ def execute(text: Path) -> None:
     done = work(watch.seconds, calibrate_in(environment))
     line = budget_line(seconds, watch.peak)
     content = CARD.sub(lambda m: m[1] + line + m[2], content)
-    for cell in notebook.cells:
+    for i, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{i}"  # the same in every run, so that a diff shows what changed
         if cell.cell_type == "markdown":
             cell.source = CARD.sub(lambda m: m[1] + line + m[2], cell.source)
         cell.metadata.pop("execution", None)
