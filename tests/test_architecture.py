@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "completion": {"generation", "measuring", "rollout", "runtime"},
     "chat": {"completion", "generation", "measuring", "ops", "rows"},
     # algorithms: never each other. Denoising is a part of pretraining that is a file of its own.
-    "sft": SAMPLING,
+    "sft": SAMPLING, "reward": SAMPLING, "ppo": SAMPLING,
     "pretraining": SAMPLING | {"denoising"},
     "denoising": set(),
     "prompting": SAMPLING,
