@@ -38,8 +38,10 @@ MAY_IMPORT = {
     "rollout": {"generation", "ops", "rows", "runtime"},
     "completion": {"generation", "measuring", "rollout", "runtime"},
     "chat": {"completion", "generation", "measuring", "ops", "rows"},
+    "rankings": {"chat", "rows"},
     # algorithms: never each other. Denoising is a part of pretraining that is a file of its own.
-    "sft": SAMPLING, "reward": SAMPLING, "ppo": SAMPLING,
+    "sft": SAMPLING, "reward": SAMPLING | {"rankings"}, "ppo": SAMPLING,
+    "bradley_terry": set(),
     "pretraining": SAMPLING | {"denoising"},
     "denoising": set(),
     "prompting": SAMPLING,
