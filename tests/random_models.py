@@ -102,3 +102,18 @@ def row_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[dict]:
         prompt = draw(st.integers(1, len(ids) - 1))
         rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * prompt + ids[prompt:]})
     return rows
+
+
+@st.composite
+def ranking_lists(draw, vocab_size: int = 13, longest: int = 7) -> list[list[tuple[list, int]]]:
+    """Up to four rankings of two to five rows each, as (row, rank): no two rows of a ranking are
+    the same, some tie, not all do."""
+    row = st.lists(st.integers(0, vocab_size - 1), min_size=1, max_size=longest)
+    rankings = []
+    for _ in range(draw(st.integers(1, 4))):
+        rows = draw(st.lists(row, min_size=2, max_size=5, unique_by=tuple))
+        ranks = draw(st.lists(st.integers(0, 4), min_size=len(rows), max_size=len(rows)))
+        if len(set(ranks)) == 1:
+            ranks[draw(st.integers(0, len(rows) - 1))] += 1
+        rankings.append(list(zip(rows, ranks, strict=True)))
+    return rankings

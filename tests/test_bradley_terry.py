@@ -107,6 +107,7 @@ def logistic_regression(wins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return centring @ strengths, (centring @ covariance @ centring).diagonal().sqrt()
 
 
+@pytest.mark.filterwarnings("ignore:.*in scalar divide:RuntimeWarning")  # two items: no residual
 def test_estimates_and_standard_errors_are_those_of_statsmodels():
     tried = []
 
