@@ -56,10 +56,11 @@ class Table(nn.Module):
     def __init__(self, scores):
         super().__init__()
         self.scores = nn.Parameter(torch.tensor(scores, dtype=torch.float32))
-        self.read = []
+        self.read, self.masks = [], []
 
     def forward(self, input_ids, attention_mask=None):
         self.read.append(input_ids.tolist())
+        self.masks.append(attention_mask.tolist())
         return self.scores[input_ids]
 
 
@@ -245,6 +246,7 @@ def test_a_scorer_reads_prompts_and_responses():
     score = scorer(model, PAD)
     assert_close(score([[2, 3], [2]], [[5, 7], [8]]), torch.tensor([0.7, 0.8]))
     assert model.read == [[[2, 8, 1, 1], [2, 3, 5, 7]]]
+    assert model.masks == [[[1, 1, 0, 0], [1, 1, 1, 1]]]
     for prompts, responses in (([[2]], [[5], [6]]), ([[2]], [[]])):
         with pytest.raises(ValueError, match="one response a prompt"):
             score(prompts, responses)
@@ -320,6 +322,7 @@ def test_one_pass_reads_every_response_once():
         [[([2, 5], 0), ([4], 1), ([3], 2), ([2], 3)], [([3, 3], 0), ([4, 2], 1)]], PAD
     ))  # fmt: skip
     assert model.read == [[[2, 5], [4, 1], [3, 1], [2, 1], [3, 3], [4, 2]]]
+    assert model.masks == [[[1, 1], [1, 0], [1, 0], [1, 0], [1, 1], [1, 1]]]
 
 
 def slow_ranking_loss(model, rankings, margin, centring) -> torch.Tensor:
@@ -463,8 +466,8 @@ def test_ties_do_not_count_as_right():
 
 
 def test_calibration_by_hand():
-    """Probabilities .1 three times, one of them won, 1 (a lead of 100) once, 0 once; five bins, of
-    which three are empty. Distances .233, 0 and 0: .7/5 pairs."""
+    """Probabilities .1 three times, one of them won, 1 (a lead of 100) once, 0 once: three bins of
+    twenty have pairs. Distances .233, 0 and 0: .7/5 pairs."""
     tenth = -math.log(9)
     margins = torch.tensor([tenth, 100.0, tenth, tenth, -100.0])
     rows = calibration(margins, torch.tensor([True, True, False, False, False]), bins=20)
@@ -472,6 +475,8 @@ def test_calibration_by_hand():
     assert [row[0] for row in rows] == pytest.approx([0.0, 0.1, 1.0])
     assert [row[1] for row in rows] == pytest.approx([0.0, 1 / 3, 1.0])
     assert expected_calibration_error(rows) == pytest.approx(3 * (1 / 3 - 0.1) / 5)
+    last = calibration(torch.tensor([100.0, math.log(19)]), torch.tensor([1, 0]), bins=10)
+    assert last == [(pytest.approx((1 + 0.95) / 2), 0.5, 2)]  # 1 itself is no bin of its own
 
 
 def test_a_model_that_is_right_is_calibrated_and_a_surer_one_is_not():
