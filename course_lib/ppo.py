@@ -352,10 +352,10 @@ def read_responses(
     logprobs = F.pad(token_logprobs(logits, labels[:, -keep:]), (T - keep, 0))  # (B, T-1)
     entropies = entropy(logits[:, :-1][mask[:, 1 - keep :]])  # (N,) of the N response tokens
     entropies = torch.zeros_like(logprobs).masked_scatter(mask, entropies)
-    values = getattr(out, "values", None)
-    if values is not None:
-        values = values[:, :-1].float().masked_fill(~mask, 0.0)  # (B, T-1)
-    return logprobs, entropies, values
+    values = getattr(out, "values", None)  # transformers' outputs are dicts: a method
+    if not isinstance(values, Tensor):
+        return logprobs, entropies, None
+    return logprobs, entropies, values[:, :-1].float().masked_fill(~mask, 0.0)  # (B, T-1)
 
 
 def ppo_loss(
