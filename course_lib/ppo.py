@@ -320,7 +320,10 @@ class PPOSettings:
 
 
 def read_responses(
-    model: nn.Module, batch: Mapping[str, Tensor], temperature: float = 1.0
+    model: nn.Module,
+    batch: Mapping[str, Tensor],
+    temperature: float = 1.0,
+    entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """What a model says of the response tokens, in evaluation mode: dropout would move the ratio.
 
@@ -331,6 +334,7 @@ def read_responses(
         batch: ``input_ids``, ``attention_mask``, ``position_ids``, ``labels``, (B, T), of
             ``rollout.rollout``.
         temperature: divides the logits.
+        entropy_grad: the entropies have a gradient, too, which costs time and memory.
 
     Returns:
         Log-probabilities, entropies in nats and values, None of a policy alone; each (B, T-1) and 0
@@ -347,10 +351,11 @@ def read_responses(
     inputs = mask_inputs(model, batch["attention_mask"], batch["position_ids"])
     with evaluation_mode(model):
         out = model(batch["input_ids"], **inputs, use_cache=False, logits_to_keep=keep)
-    logits = out.logits / temperature  # (B, keep, V)
+    logits = out.logits if temperature == 1 else out.logits / temperature  # (B, keep, V)
     mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
     logprobs = F.pad(token_logprobs(logits, labels[:, -keep:]), (T - keep, 0))  # (B, T-1)
-    entropies = entropy(logits[:, :-1][mask[:, 1 - keep :]])  # (N,) of the N response tokens
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropies = entropy(logits[:, :-1][mask[:, 1 - keep :]])  # (N,) of the N response tokens
     entropies = torch.zeros_like(logprobs).masked_scatter(mask, entropies)
     values = getattr(out, "values", None)  # transformers' outputs are dicts: a method
     if not isinstance(values, Tensor):
@@ -377,7 +382,9 @@ def ppo_loss(
         def total(x: Tensor) -> Tensor:
             return torch.where(mask, x, torch.zeros_like(x)).sum()
 
-        logprobs, entropies, values = read_responses(model, batch, settings.temperature)
+        logprobs, entropies, values = read_responses(
+            model, batch, settings.temperature, entropy_grad=settings.entropy_coef > 0
+        )
         pg = total(policy_loss(logprobs, batch["old_logprobs"], batch["advantages"],
                                settings.clip_eps))  # fmt: skip
         vf = total(value_loss(values, batch["old_values"], batch["returns"], settings.vf_clip_eps))

@@ -238,7 +238,7 @@ def test_the_three_estimators_by_hand():
 
 
 def test_k1_and_k3_are_right_in_the_mean_and_k2_is_not():
-    """π = (.9, .1), ref = (.2, .8): KL = .9 log 4.5 + .1 log .125 = 1.1458. The mean of k2 over π is
+    """π = (.9, .1), ref = (.2, .8): KL = .9 log 4.5 + .1 log .125 = 1.1458. The mean of k2 is
     .45 · 1.5041² + .05 · 2.0794² = 1.2342."""
     p, ref = torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8])
     means = [(p * k(p.log(), ref.log())).sum().item() for k in (kl_k1, kl_k2, kl_k3)]
