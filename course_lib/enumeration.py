@@ -1,8 +1,8 @@
 """A policy small enough to enumerate: all responses, their probabilities, and the exact optimum.
 
 What PPO, DPO and GRPO look for has a closed form: E[r] - β KL(π ‖ π_ref) is largest for
-π*(y | x) = π_ref(y | x) exp(r(x, y) / β) / Z(x) (Ziegler et al., 2019, equation 3; Rafailov et al.,
-2023, equation 4). Where all responses can be listed, what an algorithm found is compared with it.
+π*(y | x) = π_ref(y | x) exp(r(x, y) / β) / Z(x) (Rafailov et al., 2023, equation 4). Where all
+responses can be listed, what an algorithm found is compared with it.
 """
 
 from collections.abc import Sequence

@@ -15,22 +15,22 @@ gradients"; [Z] Ziegler et al., 2019; [S] Stiennon et al., 2020.
  1. The score counts at the last token of the response, the end token if there is one, and every
     token pays its own KL. [Z, N+]
  2. Values belong to states *before* a token: the value at position t stands beside the token t + 1.
-    Behind the last token it is 0, so padding never bootstraps. [N+]
+    Behind the last token it is 0, so padding never bootstraps.
  3. γ = 1 and λ = 0.95: the text ends after a few dozen tokens. [Z]
  4. Returns are advantages plus values, before the whitening. [37]
  5. Advantages are whitened over the response tokens of the whole rollout; [37] does it in each
-    minibatch. [Z, N+, A]
- 6. The policy's ratio is clipped to 1 ± 0.2, token by token. Gains come as much from other details
-    as from the clipping. [E]
- 7. The value is clipped around the rollout's, and the larger of both errors counts. [37, E] It is
-    not clear that this helps. [A]
- 8. Dropout is off, while sampling and in the step, so that the first ratio of each rollout is 1
-    [Z, S]. Old log-probabilities and values come from a pass under the padding of the step.
+    minibatch. It made little difference in [A].
+ 6. The policy's ratio is clipped to 1 ± 0.2, token by token. Gains that were put down to the
+    clipping came to a large part from other details. [E]
+ 7. The value is clipped around the rollout's, and the larger of both errors counts. [37] No help was
+    found in [E], and harm in [A]: ``vf_clip_eps=None`` turns it off.
+ 8. Dropout is off, while sampling and in the step, so that the first ratio of each rollout is 1.
+    [N+] Old log-probabilities and values come from a pass under the padding of the step.
  9. The temperature divides the logits wherever they are used: sampling, step, reference. [N+]
 10. A response that was cut off is punished. [Z, N+]
 11. Each rollout is used for several epochs, in minibatches that are shuffled anew. [37]
 12. ``kl_coef`` may follow a target. [Z]
-13. The critic has a trunk of its own [S], or shares the policy's; its head starts at 0.
+13. The critic has a trunk of its own, at first the reward model's [S, N+], or shares the policy's.
 14. Losses are means over the response tokens of a step, so long responses weigh more.
 
 What ``ppo_loss`` logs, over the response tokens of the step:
@@ -163,8 +163,8 @@ def gae(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Advantages and returns by generalised advantage estimation (Schulman et al., 2016).
 
-    δ_t = r_t + γ V_{t+1} - V_t (equation 12 there) and A_t = δ_t + γ λ A_{t+1} (equation 16, as a
-    recursion). The response ends the episode: behind its last token V and A are 0, whatever the
+    δ_t = r_t + γ V_{t+1} - V_t and A_t = δ_t + γ λ A_{t+1} (equation 16 there, as a recursion). The
+    response ends the episode: behind its last token V and A are 0, whatever the
     critic says of padding.
 
     Args:
@@ -247,8 +247,8 @@ def value_loss(
 ) -> Tensor:
     """max((V - R)², (V_old + clip(V - V_old, -ε, ε) - R)²) of each token.
 
-    The clipping comes from OpenAI's baselines and is in no paper of theirs (Engstrom et al., 2020,
-    section 3). Schulman et al. (2017), equation 9, has the plain square. OpenAI's code and trl's
+    The clipping comes from OpenAI's baselines and is in no paper of theirs (Engstrom et al., 2020).
+    Schulman et al. (2017), equation 9, has the plain square. OpenAI's code and trl's
     put 1/2 before it; here, as in equation 9 and in torchrl, ``vf_coef`` holds every factor.
 
     Args:

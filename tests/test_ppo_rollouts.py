@@ -199,6 +199,39 @@ def test_a_rollouts_numbers_fit_together():
     assert note["length"] == mask.sum().item() / 8
     assert note["ended"] == batch["ended"].float().mean().item()
     assert 0 < note["entropy"] < math.log(13)
+    assert note["score_std"] == pytest.approx(batch["scores"].std(correction=0).item(), abs=1e-6)
+    returns, values = (batch[name][mask].double() for name in ("returns", "old_values"))
+    assert note["return_var"] == pytest.approx(returns.var(correction=0).item(), rel=1e-4)
+    share = ((returns - values).var(correction=0) / returns.var(correction=0)).item()
+    assert note["explained_variance"] == pytest.approx(1 - share, abs=1e-4)
+    assert abs(share - 0.5) > 0.01  # or it would be its own complement
+
+
+def test_the_policy_samples_at_its_temperature():
+    """One prompt, eight responses: near temperature 0 all are the greedy one, at 1 they differ."""
+    found = {}
+    for temperature in (1e-4, 1.0):
+        stream = stream_of(actor_critic("ours"), prompts=[[3, 1, 4]], temperature=temperature)
+        found[temperature] = len({tuple(r) for r in stream.roll_out()["input_ids"].tolist()})
+    assert found[1e-4] == 1 < found[1.0]
+
+
+def test_an_entropy_bonus_pushes_towards_entropy():
+    """Without advantages and with the critic left out, the gradient is minus 0.3 times that of the
+    mean entropy, taken here from all logits; without a weight there is none."""
+    model = actor_critic("ours").eval()
+    batch = next(stream_of(model))
+    mask = batch["response_mask"]
+    batch["advantages"] = torch.zeros_like(batch["advantages"])
+    logits = model(batch["input_ids"], batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+    wanted = -0.3 * -(logits.exp() * logits).sum(-1)[mask].mean()
+    weight = model.policy.embed.weight
+    (expected,) = torch.autograd.grad(wanted, weight)
+    for coef in (0.3, 0.0):
+        loss, _ = ppo_loss(PPOSettings(4, 4, vf_coef=0.0, entropy_coef=coef))(model, batch)
+        (found,) = torch.autograd.grad(loss, weight)
+        assert_close(found, expected if coef else torch.zeros_like(expected), atol=1e-5, rtol=0)
+    assert expected.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -323,6 +356,19 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, stop, sequence):
     assert torch.equal(stream.generator.get_state(), stream2.generator.get_state())
 
 
+def test_the_order_of_prompts_comes_with_the_state():
+    """A stream whose generator began elsewhere goes on with the saved one's prompts and draws."""
+    rows = [[1 + i] for i in range(12)]
+    stream = stream_of(actor_critic("ours"), prompts=rows, seed=0)
+    for _ in range(3):
+        next(stream)
+    other = stream_of(actor_critic("ours"), prompts=rows, seed=5)
+    other.load_state_dict(copy.deepcopy(stream.state_dict()))
+    for _ in range(6):
+        ours, theirs = next(stream), next(other)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_prompts_that_were_read_too_far_are_refused():
     state = stream_of(actor_critic("ours")).state_dict() | {"read": 8}
     behind = stream_of(actor_critic("ours"), prompts=iter([[1, 2]] * 5))
@@ -407,7 +453,7 @@ def test_a_batch_without_a_response_is_refused():
 # --- learning, and runs that must not learn -----------------------------------------------------
 
 
-def gain(change=lambda batch: batch, seed: int = 0, steps: int = 60) -> float:
+def gain(change=lambda batch: batch, seed: int = 0, steps: int = 100) -> float:
     """How much the score rises, from the mean of the first two rollouts to that of the last two,
     when each batch is changed in such a way."""
     model = ActorCritic(llama(seed))

@@ -44,15 +44,15 @@ def theirs(estimate, rewards, values, mask, gamma, gae_lambda):
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_advantages_are_those_of_torchrl(name):
     """All masks of 1 to 9 columns, four pairs of γ and λ; rewards and values are random on padding,
-    too, and must not matter. The flags do: without them the difference is large. In double
-    precision, for their vectorised one rounds more; and it fails where γ λ is 0."""
+    too, and must not matter. The flags do: without them the difference is large. (Their vectorised
+    one drops weights below 1e-7, whence the last digits, and fails where γ λ is 0.)"""
     estimate, g = ESTIMATES[name], torch.Generator().manual_seed(0)
     with Parity(f"GAE, masks of every shape ({name})", f"torchrl.{estimate.__name__}",
                 TOLERANCE) as parity:  # fmt: skip
-        pairs = [(1.0, 0.95), (0.99, 0.9), (0.9, 1.0), (1.0, 0.0 if name == "plain" else 0.01)]
+        pairs = [(1.0, 0.95), (0.99, 0.9), (0.9, 1.0), (1.0, 0.0 if name == "plain" else 0.2)]
         for T in range(1, 10):
             mask = masks(T)
-            rewards, values = torch.randn(2, *mask.shape, generator=g, dtype=torch.float64)
+            rewards, values = torch.randn(2, *mask.shape, generator=g)
             for gamma, gae_lambda in pairs:
                 parity.tried()
                 ours = gae(rewards, values, mask, gamma, gae_lambda)
