@@ -22,8 +22,8 @@ gradients"; [Z] Ziegler et al., 2019; [S] Stiennon et al., 2020.
     minibatch. It made little difference in [A].
  6. The policy's ratio is clipped to 1 ± 0.2, token by token. Gains that were put down to the
     clipping came to a large part from other details. [E]
- 7. The value is clipped around the rollout's, and the larger of both errors counts. [37] No help was
-    found in [E], and harm in [A]: ``vf_clip_eps=None`` turns it off.
+ 7. The value is clipped around the rollout's, and the larger of both errors counts. [37] That was
+    no help in [E] and did harm in [A]: ``vf_clip_eps=None`` turns it off.
  8. Dropout is off, while sampling and in the step, so that the first ratio of each rollout is 1.
     [N+] Old log-probabilities and values come from a pass under the padding of the step.
  9. The temperature divides the logits wherever they are used: sampling, step, reference. [N+]
