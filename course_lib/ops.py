@@ -25,8 +25,7 @@ def long_ids(ids: Tensor, name: str) -> Tensor:
     """
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise ValueError(
-            f"{name} must be integers, one a token, got {ids.dtype} of shape "
-            f"{tuple(ids.shape)}."
+            f"{name} must be integers, one a token, got {ids.dtype} of shape {tuple(ids.shape)}."
         )
     return ids.long()
 
@@ -131,3 +130,135 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     total = kept.sum() if dim is None else kept.sum(dim)
     count = mask.bool().sum() if dim is None else mask.bool().sum(dim)
     return total / count.clamp(min=1)
+
+
+def masked_var(values: Tensor, mask: Tensor) -> Tensor:
+    """Population variance of ``values`` where ``mask`` keeps them: their squared distances from
+    their mean, divided by their number n, not by n - 1.
+
+    Args:
+        values: any shape.
+        mask: the same shape, True/1 = keep.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: another shape, or fewer than two values that are kept: one does not vary.
+
+    Example: 0 and 4 lie 2 from their mean. (Divided by n - 1 it would be 8.)
+        >>> masked_var(torch.tensor([0.0, 4.0, 9.0]), torch.tensor([1, 1, 0]))
+        tensor(4.)
+    """
+    mean = masked_mean(values, mask)
+    if (kept := int(mask.bool().sum())) < 2:
+        raise ValueError(
+            f"The mask keeps {kept} of {mask.numel()} values: a variance needs at least two."
+        )
+    return masked_mean((values - mean) ** 2, mask)
+
+
+def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
+    """Kept values with standard deviation 1, and with mean 0 or the mean they had.
+
+    (x - mean) / √(variance + 1e-8), the population's. ``shift_mean=False`` adds the mean again, as
+    OpenAI's code for Ziegler et al. (2019) and trl's ``masked_whiten`` do, which differs from
+    ``masked_scale``. trl divides by n - 1.
+
+    Args:
+        values: any shape.
+        mask: the same shape, True/1 = keep.
+        shift_mean: move the mean to 0.
+
+    Returns:
+        The same shape, 0 where nothing is kept.
+
+    Raises:
+        ValueError: see ``masked_var``.
+
+    Example: 0 and 4 have the mean 2 and the standard deviation 2.
+        >>> values, mask = torch.tensor([0.0, 4.0, 9.0]), torch.tensor([1, 1, 0])
+        >>> masked_whiten(values, mask), masked_whiten(values, mask, shift_mean=False)
+        (tensor([-1.,  1.,  0.]), tensor([1., 3., 0.]))
+    """
+    mean, var = masked_mean(values, mask), masked_var(values, mask)
+    whitened = (values - mean) * torch.rsqrt(var + 1e-8)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask.bool(), whitened, torch.zeros_like(whitened))
+
+
+def masked_scale(values: Tensor, mask: Tensor) -> Tensor:
+    """Kept values divided by their standard deviation; the mean is divided with them.
+
+    Args, Returns, Raises: those of ``masked_whiten``.
+
+    Example: 0 and 4 have the standard deviation 2.
+        >>> masked_scale(torch.tensor([0.0, 4.0, 9.0]), torch.tensor([1, 1, 0]))
+        tensor([0., 2., 0.])
+    """
+    scaled = values * torch.rsqrt(masked_var(values, mask) + 1e-8)
+    return torch.where(mask.bool(), scaled, torch.zeros_like(scaled))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """-Σ p log p of each distribution, in nats.
+
+    Args:
+        logits: (..., V); -inf for what never comes.
+
+    Returns:
+        (...), in float32.
+
+    Example: two words as likely as each other, and one that never comes: log 2.
+        >>> entropy(torch.tensor([[0.0, 0.0, -torch.inf]]))
+        tensor([0.6931])
+    """
+    logprobs = logits.float().log_softmax(-1)  # (..., V)
+    # 0 · log 0 counts 0.
+    return -(logprobs.exp() * logprobs.masked_fill(logprobs == -torch.inf, 0.0)).sum(-1)
+
+
+# --- estimators of KL(policy ‖ reference), from tokens that the policy drew -----------------------
+# Schulman, "Approximating KL divergence" (2020), where r = p_ref / p and the three are -log r,
+# (log r)² / 2 and (r - 1) - log r.
+
+
+def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """log p - log p_ref of each token: right in the mean, and of either sign.
+
+    Args:
+        logprobs, ref_logprobs: equal shapes, of tokens that the policy drew.
+
+    Example: log .4/.5.
+        >>> kl_k1(torch.tensor([0.4]).log(), torch.tensor([0.5]).log())
+        tensor([-0.2231])
+    """
+    return logprobs - ref_logprobs
+
+
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """(log p - log p_ref)² / 2 of each token: never negative, and right for small distances alone.
+
+    Args:
+        logprobs, ref_logprobs: equal shapes, of tokens that the policy drew.
+
+    Example: .2231² / 2.
+        >>> kl_k2(torch.tensor([0.4]).log(), torch.tensor([0.5]).log())
+        tensor([0.0249])
+    """
+    return 0.5 * (logprobs - ref_logprobs) ** 2
+
+
+def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """r - 1 - log r with r = p_ref / p: right in the mean and never negative.
+
+    Args:
+        logprobs, ref_logprobs: equal shapes, of tokens that the policy drew.
+
+    Example: r = .5/.4 = 1.25, and .25 - .2231; with r the wrong way round it would be .0231.
+        >>> kl_k3(torch.tensor([0.4]).log(), torch.tensor([0.5]).log())
+        tensor([0.0269])
+    """
+    log_ratio = ref_logprobs - logprobs
+    return torch.expm1(log_ratio) - log_ratio

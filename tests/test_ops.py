@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from course_lib import ops
 from course_lib.ops import (
     IGNORE_INDEX,
+    entropy,
+    kl_k1,
+    kl_k2,
+    kl_k3,
     masked_mean,
+    masked_scale,
+    masked_var,
+    masked_whiten,
     sequence_logprobs,
     shift_labels,
     token_logprobs,
@@ -20,7 +27,7 @@ from course_lib.ops import (
 
 def test_the_docstrings_show_what_comes_out():
     result = doctest.testmod(ops)
-    assert result.attempted >= 6 and not result.failed
+    assert result.attempted >= 14 and not result.failed
 
 
 def test_labels_move_one_to_the_left():
@@ -151,3 +158,108 @@ def test_masked_mean_refuses_a_mask_that_would_broadcast():
     """(2, 1) against (2, 3) would count 2 instead of 6."""
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 1\)"):
         masked_mean(torch.zeros(2, 3), torch.ones(2, 1))
+
+
+# --- whitening ----------------------------------------------------------------------------------
+
+
+def test_whitening_by_hand():
+    """0 and 4: mean 2, distances 2, population deviation 2 (with n - 1 it would be 2.83).
+
+    Shifted: -1, 1. Centred, scaled, the mean added back: 1, 3. Scaled only: 0, 2. The 9 between
+    them is masked: with it the mean would be 4.33.
+    """
+    values, mask = torch.tensor([[0.0, 9.0], [4.0, math.nan]]), torch.tensor([[1, 0], [1, 0]])
+    close = torch.testing.assert_close
+    assert masked_var(values, mask).item() == 4
+    close(masked_whiten(values, mask), torch.tensor([[-1.0, 0], [1, 0]]))
+    close(masked_whiten(values, mask, shift_mean=False), torch.tensor([[1.0, 0], [3, 0]]))
+    close(masked_scale(values, mask), torch.tensor([[0.0, 0], [2, 0]]))
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(2, 40), st.floats(-5, 5), st.floats(0.1, 9), st.integers(0, 999))
+def test_whitened_values_have_mean_0_and_deviation_1(n, mean, std, seed):
+    """A sign error in the shift gives twice the mean instead of 0."""
+    values = mean + std * torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    mask = torch.arange(n) != n // 2 if n > 2 else torch.ones(n)
+    kept, scaled = values[mask.bool()], masked_scale(values, mask)[mask.bool()]
+    white = masked_whiten(values, mask)[mask.bool()]
+    unmoved = masked_whiten(values, mask, shift_mean=False)[mask.bool()]
+    assert white.mean().item() == pytest.approx(0, abs=1e-3)
+    assert unmoved.mean().item() == pytest.approx(kept.mean().item(), abs=1e-3)
+    for result in (white, unmoved, scaled):
+        assert result.std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    torch.testing.assert_close(scaled * kept.std(correction=0), kept, atol=1e-3, rtol=1e-3)
+
+
+def test_equal_values_are_whitened_to_zero():
+    """Their deviation is 0 up to rounding, and noise must not be blown up."""
+    values = torch.full((7,), 0.1 + 0.2)
+    assert masked_whiten(values, torch.ones(7)).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_whitening_needs_two_values(kept):
+    mask = torch.arange(3) < kept
+    for function in (masked_var, masked_whiten, masked_scale):
+        with pytest.raises(ValueError, match=f"keeps {kept} of 3 values"):
+            function(torch.ones(3), mask)
+
+
+# --- entropy and KL -----------------------------------------------------------------------------
+
+
+def test_entropy_by_hand():
+    """Odds 1 : 1 : 2: H = 2 · log 4 / 4 + log 2 / 2 = 1.5 log 2 = 1.0397 nats, 1.5 bits."""
+    logits = torch.tensor([[1.0, 1, 2], [5, 5, 10]]).log()
+    expected = torch.full((2,), 1.5 * math.log(2))
+    torch.testing.assert_close(entropy(logits), expected)
+    assert entropy(logits.bfloat16()).dtype == torch.float32
+
+
+def test_a_word_that_never_comes_adds_nothing_to_the_entropy_or_its_gradient():
+    """0 · log 0 is NaN for a computer. H of odds 1 : 3 is .5623; its gradient by the first logit is
+    -p (log p + H) = -1/4 (log 1/4 + .5623) = .2060."""
+    logits = torch.tensor([0.0, math.log(3), -math.inf], requires_grad=True)
+    h = entropy(logits)
+    h.backward()
+    assert h.item() == pytest.approx(0.5623, abs=1e-4)
+    torch.testing.assert_close(logits.grad, torch.tensor([0.2060, -0.2060, 0]), atol=1e-4, rtol=0)
+
+
+def test_the_three_estimators_by_hand():
+    """π .4, ref .5: log(.4/.5) = -.2231, half its square .0249, 1.25 - 1 - .2231 = .0269. With the
+    ratio the wrong way round k3 is .8 - 1 + .2231 = .0231."""
+    p, ref = torch.tensor([0.4]).log(), torch.tensor([0.5]).log()
+    found = [k(p, ref).item() for k in (kl_k1, kl_k2, kl_k3)]
+    assert found == pytest.approx([-0.2231, 0.0249, 0.0269], abs=1e-4)
+    assert kl_k3(ref, p).item() == pytest.approx(0.0231, abs=1e-4)
+
+
+def test_k1_and_k3_are_right_in_the_mean_and_k2_is_not():
+    """π = (.9, .1), ref = (.2, .8): KL = .9 log 4.5 + .1 log .125 = 1.1458. The mean of k2 is
+    .45 · 1.5041² + .05 · 2.0794² = 1.2342."""
+    p, ref = torch.tensor([0.9, 0.1]), torch.tensor([0.2, 0.8])
+    means = [(p * k(p.log(), ref.log())).sum().item() for k in (kl_k1, kl_k2, kl_k3)]
+    assert means == pytest.approx([1.1458, 1.2342, 1.1458], abs=1e-4)
+
+
+def test_gradients_of_the_estimators():
+    """By log p of a token, with p .4 and ref .5: k1 gives 1, k2 the log-ratio -.2231, k3 1 - r =
+    1 - 1.25. The mean of k1's over the policy is Σ p ∇ log p = 0, which is not the KL's gradient:
+    taken as a loss, k1 teaches nothing; k2's mean is the KL's gradient."""
+    for k, expected in ((kl_k1, 1.0), (kl_k2, -0.2231), (kl_k3, -0.25)):
+        logprobs = torch.tensor([0.4]).log().requires_grad_()
+        k(logprobs, torch.tensor([0.5]).log()).sum().backward()
+        assert logprobs.grad.item() == pytest.approx(expected, abs=1e-4)
+    logits = torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
+    ref = torch.tensor([0.0, 0.5, 0.1]).log_softmax(0)
+    p = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((p.exp() * (p - ref)).sum(), logits, retain_graph=True)
+    weights = p.exp().detach()
+    by_k1, by_k2 = (torch.autograd.grad((weights * k(p, ref)).sum(), logits, retain_graph=True)[0]
+                    for k in (kl_k1, kl_k2))  # fmt: skip
+    torch.testing.assert_close(by_k1, torch.zeros(3), atol=1e-6, rtol=0)
+    torch.testing.assert_close(by_k2, exact, atol=1e-6, rtol=0)
+    assert exact.abs().max() > 0.1
