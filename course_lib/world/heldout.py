@@ -13,6 +13,7 @@ SHARES = {
     "problem": 12,      # one in 12 arithmetic problems, by operands and signs
     "person": 5,        # one in 5 people is never the subject of a two-hop question
     "question": 6,      # one in 6 (person, relation) pairs is never asked, only stated
+    "guest": 5,         # one in 5 places (kind, town) no guest of the training asks about
     "name": 5,          # one in 5 invented names: newcomers and the evaluation's passages
 }  # fmt: skip
 """Kind of item -> n, for one in n held out."""
