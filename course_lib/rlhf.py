@@ -41,6 +41,9 @@ from course_lib.world.preferences import (
 
 ROOM = 40
 """The most tokens of a reply."""
+TEMPERATURE = 0.7
+"""Of the policy, wherever it is sampled, trained by PPO or compared: a model this small writes broken
+words at 1, and no ranking can teach them all."""
 CUT = 0.2
 """Share of the ranked replies that are cut off somewhere, as by a failing line: of the policy's own
 replies none is empty, and a reward model that never saw one may like it."""
@@ -86,7 +89,7 @@ def read_reply(tokenizer, question: Question, ids: Sequence[int]) -> Reply:
 
 def sample_replies(
     policy: nn.Module, tokenizer, asked: Sequence[Question], generator: Generator,
-    temperature: float = 1.0, room: int = ROOM,
+    temperature: float = TEMPERATURE, room: int = ROOM,
 ) -> list[Reply]:  # fmt: skip
     """A sampled reply to each question."""
     written = []
@@ -110,7 +113,7 @@ def demonstration_rows(tokenizer, seed: int) -> Iterator[Row]:
 
 
 def tune_on_demonstrations(
-    start: nn.Module, tokenizer, seed: int, *, steps: int = 100, lr: float = 2e-3,
+    start: nn.Module, tokenizer, seed: int, *, steps: int = 80, lr: float = 2e-3,
     batch_size: int = 16,
 ) -> nn.Module:  # fmt: skip
     """A copy of ``start`` after SFT on demonstrations, in evaluation mode: the start of PPO."""
@@ -189,7 +192,7 @@ class RankingBatches:
 
 
 def train_reward_model(
-    policy: nn.Module, tokenizer, rankings: Sequence[Ranking], seed: int, *, steps: int = 300,
+    policy: nn.Module, tokenizer, rankings: Sequence[Ranking], seed: int, *, steps: int = 200,
     lr: float = 2e-3, batch_size: int = 4,
 ) -> WithScalarHead:  # fmt: skip
     """A copy of the policy with a scalar head, trained on the rankings, in evaluation mode."""
@@ -216,7 +219,7 @@ def best_of_n(replies: Sequence[Reply], scores: Sequence[float], n: int) -> list
 def ppo_settings(**changes) -> PPOSettings:
     """Of every run with PPO on the guests' questions."""
     return replace(
-        PPOSettings(max_new_tokens=ROOM, minibatch_size=32, kl_coef=0.3, missing_eos_penalty=1.0,
+        PPOSettings(max_new_tokens=ROOM, minibatch_size=32, temperature=TEMPERATURE, kl_coef=0.3, missing_eos_penalty=1.0,
                     vf_clip_eps=None),
         **changes,
     )  # fmt: skip
@@ -291,7 +294,7 @@ def _logps(model: nn.Module, rows: Sequence[Row], pad: int) -> Tensor:
             batch = collate(rows[i : i + 64], pad)
             batch = {name: tensor.to(model_device(model)) for name, tensor in batch.items()}
             logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            parts.append(sequence_logprobs(logits, batch["labels"]).cpu())
+            parts.append(sequence_logprobs(logits / TEMPERATURE, batch["labels"]).cpu())
     return torch.cat(parts)
 
 
