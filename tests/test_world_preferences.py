@@ -331,8 +331,8 @@ REPLIES = [Judgement(reasons=2), Judgement(reasons=1), Judgement(reasons=1, flat
 def test_how_often_one_is_preferred_by_hand():
     """Truths 2 and 1, noise .5: σ(2) = .8808; noise 1: σ(1) = .7311."""
     assert Labeller(noise=0.5).prefers(*REPLIES[:2]) == pytest.approx(0.880797)
-    assert Labeller(noise=1.0).prefers(*REPLIES[:2]) == pytest.approx(0.731059)
-    assert Labeller(noise=1.0).prefers(REPLIES[1], REPLIES[0]) == pytest.approx(1 - 0.731059)
+    assert Labeller(noise=1.0).prefers(*REPLIES[:2]) == pytest.approx(0.7310586)
+    assert Labeller(noise=1.0).prefers(REPLIES[1], REPLIES[0]) == pytest.approx(0.2689414)
     assert Labeller(noise=1e-300).prefers(REPLIES[1], REPLIES[0]) == 0  # no overflow
     exact = Labeller(noise=0.0)
     assert [exact.prefers(REPLIES[0], other) for other in REPLIES] == [0.5, 1, 1, 1]
