@@ -25,7 +25,7 @@ BATCH, MINIBATCH, EPOCHS = 64, 32, 4
 PROMPT, NEW_TOKENS = (12, 20), 32  # lengths in tokens
 PAD = 1
 BAR = 1.4
-"""The ratio that generation is held to; advantages have none: they are a thousandth of a rollout."""
+"""The ratio that generation is held to; advantages, a thousandth of a rollout, are held to none."""
 
 
 def random_prompts(vocab_size: int) -> list[list[int]]:

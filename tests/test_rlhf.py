@@ -352,6 +352,32 @@ def test_ppo_trains_a_copy(tokenizer):
     assert unchanged(again, weights(tuned)) and not unchanged(other, weights(tuned))
 
 
+def test_the_critic_begins_as_the_reward_model_and_leaves_it(tokenizer):
+    """With λ = 0 and no KL a token's return is the value that follows it, and the last one's the
+    score. So the history's variances follow from the reward model's scalars on the tokens before
+    each; a critic that begins at 0 explains nothing. The reward model stays bit for bit."""
+    policy, values = tiny(tokenizer), []
+    head = torch.Generator().manual_seed(0)
+    reward_model = rlhf.WithScalarHead(tiny(tokenizer, 1), 0.5, head).eval()
+    before = weights(reward_model)
+
+    def score(prompts, written):
+        with torch.no_grad():
+            values[:] = [reward_model(torch.tensor([[*prompt, *ids]]))[0, len(prompt) - 1 : -1]
+                         for prompt, ids in zip(prompts, written)]  # fmt: skip
+        return torch.full((len(written),), 2.0)
+
+    settings = PPOSettings(4, 8, epochs=1, gae_lambda=0.0, kl_coef=0.0)
+    _, (row,), _ = rlhf.tune_by_ppo(policy, tokenizer, score, 0, critic=reward_model, updates=1,
+                                    batch_size=8, settings=settings)  # fmt: skip
+    assert unchanged(reward_model, before)
+    returns = torch.cat([torch.cat([v[1:], torch.tensor([2.0])]) for v in values])
+    missed = (returns - torch.cat(values)).var(correction=0) / returns.var(correction=0)
+    assert row["return_var"] == pytest.approx(returns.var(correction=0).item(), rel=1e-3)
+    assert row["explained_variance"] == pytest.approx(1 - missed.item(), abs=1e-3)
+    assert abs(missed - 1) > 0.01
+
+
 def test_the_seed_draws_the_tokens_as_well_as_the_questions(tokenizer, monkeypatch):
     """Where every seed asks the same, replies still differ: of rankings, of PPO, of the figures."""
     monkeypatch.setattr(rlhf, "questions", lambda seed, held_out=False: questions(0, held_out))
