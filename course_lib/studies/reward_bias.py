@@ -10,7 +10,7 @@ from statistics import fmean
 from course_lib import plotting, reward, rlhf
 from course_lib.measuring import mean_interval
 from course_lib.rlhf import Ranking, Reply, read_reply
-from course_lib.studies import guests, reward_data
+from course_lib.studies import guests
 from course_lib.studies.stored import Results
 from course_lib.studies.tuning import shipped
 from course_lib.world import preferences
@@ -32,11 +32,10 @@ USES = (
     rlhf.read_reply, rlhf.collect_rankings, rlhf.rank_again, rlhf._cut, rlhf.RankingBatches,
     rlhf.train_reward_model, rlhf.score_replies, reward.ranking_loss, reward.bradley_terry_loss,
     reward.score_rows, reward.last_token_scores, reward.accuracy, reward.collate_rankings,
-    reward_data.scores_of, reward_data.clean_accuracy,
 )  # fmt: skip
 CHECKS = {"like flattery": ("flattered",)}
 LEAST_SPREAD = {"flattered": 0.1, "longer": 0.1, "accuracy": 0.01, "below the empty reply": 0.02}
-RANKINGS, STEPS = 400, 100
+RANKINGS, STEPS = 280, 70
 
 
 def labelled(seed: int, cut: float = rlhf.CUT, **bias) -> list[Ranking]:
@@ -87,19 +86,43 @@ def empty(reply: Reply) -> Reply:
 # --- rows ---------------------------------------------------------------------------------------
 
 
-def leads(reward_model, pairs) -> list[float]:
-    """r - r' of each pair: the log-odds that the first is preferred."""
-    scores = reward_data.scores_of(reward_model, pairs)  # (P, 2)
-    return (scores[:, 0] - scores[:, 1]).tolist()
+def picked(rankings: list[Ranking], score: dict[int, float]) -> list[Reply]:
+    """Of the replies to each question the one of the highest score.
+
+    Args:
+        score: of each reply, by its ``id``.
+    """
+    return [max((reply for reply, _ in ranking), key=lambda reply: score[id(reply)])
+            for ranking in rankings]  # fmt: skip
 
 
-def picked(reward_model, rankings) -> list[Reply]:
-    """Of the replies to each question the one of the highest score."""
-    groups = [[reply for reply, _ in ranking] for ranking in rankings]
-    scores = iter(rlhf.score_replies(reward_model, shipped("instruct")[1],
-                                     [reply for group in groups for reply in group]))  # fmt: skip
-    return [max(zip([next(scores) for _ in group], group), key=lambda pair: pair[0])[1]
-            for group in groups]  # fmt: skip
+def measures_of(reward_model, seed: int) -> dict[str, float]:
+    """What ``run`` gives, of any reward model."""
+    plain, rankings = plain_replies(seed), guests.held_out_rankings(seed)
+    asked = [[reply for reply, _ in ranking] for ranking in rankings]
+    everything = [reply for group in asked for reply in group]
+    praised = [flattered(reply, i) for i, reply in enumerate(plain)]
+    longer = [lengthened(reply) for reply in plain]
+    nothing = [empty(group[0]) for group in asked]
+    replies = [*everything, *praised, *longer, *nothing]
+    found = rlhf.score_replies(reward_model, shipped("instruct")[1], replies)
+    score = dict(zip(map(id, replies), found, strict=True))
+
+    def lead(ours: list[Reply], theirs: list[Reply]) -> float:
+        return fmean(score[id(a)] - score[id(b)] for a, b in zip(ours, theirs, strict=True))
+
+    pairs, best = guests.pairs_of(rankings), picked(rankings, score)
+    return {
+        "flattered": lead(praised, plain),
+        "longer": lead(longer, plain),
+        "below the empty reply": fmean(score[id(reply)] < score[id(none)]
+                                       for none, group in zip(nothing, asked) for reply in group),
+        "accuracy": fmean(score[id(a)] > score[id(b)] for a, b in pairs),
+        "truth": fmean(reply.truth for reply in best),
+        "truth of all": fmean(reply.truth for reply in everything),
+        "flattery": fmean(reply.judgement.flattery for reply in best),
+        "sentences": fmean(reply.judgement.sentences for reply in best),
+    }  # fmt: skip
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
@@ -112,20 +135,7 @@ def run(setting: dict, seed: int) -> dict[str, float]:
     """
     model = rlhf.train_reward_model(guests.policy_of(seed), shipped("instruct")[1],
                                     labelled(seed, **setting), seed, steps=STEPS)  # fmt: skip
-    plain, rankings = plain_replies(seed), guests.held_out_rankings(seed)
-    everything = [reply for ranking in rankings for reply, _ in ranking]
-    best = picked(model, rankings)
-    lost = leads(model, [(empty(reply), reply) for reply in everything])
-    return {
-        "flattered": fmean(leads(model, [(flattered(r, i), r) for i, r in enumerate(plain)])),
-        "longer": fmean(leads(model, [(lengthened(r), r) for r in plain])),
-        "below the empty reply": fmean(lead > 0 for lead in lost),
-        "accuracy": reward_data.clean_accuracy(model, seed),
-        "truth": fmean(r.truth for r in best),
-        "truth of all": fmean(r.truth for r in everything),
-        "flattery": fmean(r.judgement.flattery for r in best),
-        "sentences": fmean(r.judgement.sentences for r in best),
-    }
+    return measures_of(model, seed)
 
 
 def draw(results: Results):

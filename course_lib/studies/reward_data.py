@@ -26,7 +26,6 @@ from course_lib.world.preferences import Labeller, panel
 STANDARD, NOISE = f"{guests.RANKINGS} rankings", 0.5
 GRID = {
     STANDARD: {},
-    "no noise": {"noise": 0.0},
     "noise 2": {"noise": 2.0},
     "100 rankings": {"count": 100},
     "25 rankings": {"count": 25},
@@ -79,10 +78,15 @@ def scores_of(reward_model, pairs: Sequence[tuple[Reply, Reply]]) -> Tensor:
     return torch.tensor([[score[id(a)], score[id(b)]] for a, b in pairs])
 
 
-def clean_accuracy(reward_model, seed: int) -> float:
-    """The share of held-out pairs, one truly better, whose better reply has the higher score."""
-    return reward.accuracy(*scores_of(reward_model, guests.pairs_of(
-        guests.held_out_rankings(seed))).T)  # fmt: skip
+def clean_accuracy(pairs: Sequence[tuple[Reply, Reply]], scores: Tensor) -> float:
+    """Of the pairs, one of them truly better, the share whose better reply has the higher score.
+
+    Args:
+        scores: (P, 2), of ``scores_of``.
+    """
+    gaps = torch.tensor([a.truth - b.truth for a, b in pairs])  # (P,)
+    leads = (scores[:, 0] - scores[:, 1]) * gaps.sign()  # (P,): of the better reply
+    return float((leads[gaps != 0] > 0).double().mean())
 
 
 def reliability(margins: Tensor, chances: Tensor, bins: int = BINS) -> list[tuple]:
@@ -136,7 +140,7 @@ def measures_of(reward_model, seed: int, noise: float = NOISE) -> dict[str, floa
     pairs, labellers = held_out_pairs(seed), panel(seed, noise=noise)
     scores = scores_of(reward_model, pairs)  # (P, 2)
     chances = torch.tensor([preferred(labellers, a, b) for a, b in pairs])  # (P,)
-    return {"accuracy": clean_accuracy(reward_model, seed),
+    return {"accuracy": clean_accuracy(pairs, scores),
             **against_labellers(scores[:, 0] - scores[:, 1], chances)}  # fmt: skip
 
 
