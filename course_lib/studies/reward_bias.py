@@ -33,8 +33,9 @@ USES = (
     rlhf.train_reward_model, rlhf.score_replies, reward.ranking_loss, reward.bradley_terry_loss,
     reward.score_rows, reward.last_token_scores, reward.accuracy, reward.collate_rankings,
 )  # fmt: skip
-CHECKS = {"like flattery": ("flattered",)}
-LEAST_SPREAD = {"flattered": 0.1, "longer": 0.1, "accuracy": 0.01, "below the empty reply": 0.02}
+CHECKS = {"no bias": ("accuracy", "truth")}
+LEAST_SPREAD = {"flattered": 0.1, "longer": 0.1, "accuracy": 0.01, "truth": 0.05,
+                "below the empty reply": 0.02}  # fmt: skip
 RANKINGS, STEPS = 280, 70
 
 
