@@ -126,11 +126,11 @@ def test_control_a_turned_sign_fails_the_check(turned):
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "of what noise permits", "nats"])
-def test_control_a_turned_sign_fails_the_check_of_the_page(turned, measure):
+def test_control_a_turned_sign_fails_a_check_of_the_standard_row(turned, measure):
     assert outside(STANDARD, measure, turned[measure])
 
 
-def test_control_a_model_without_training_fails_the_checks_of_the_page():
+def test_control_a_model_without_training_fails_checks_of_the_standard_row():
     """All its scores are 0: nothing is right, half of the comparisons, log 2."""
     pairs = [(reply(TWO), reply(RUDE))] * 3
     assert outside(STANDARD, "accuracy", reward_data.clean_accuracy(pairs, torch.zeros(3, 2)))
