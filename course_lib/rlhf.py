@@ -42,8 +42,8 @@ from course_lib.world.preferences import (
 ROOM = 40
 """The most tokens of a reply."""
 TEMPERATURE = 0.7
-"""Of the policy, wherever it is sampled, trained by PPO or compared: a model this small writes broken
-words at 1, and no ranking can teach them all."""
+"""Of the policy, wherever it is sampled, trained by PPO or compared: at 1 a model this small writes
+broken words, and no ranking can teach them all."""
 CUT = 0.2
 """Share of the ranked replies that are cut off somewhere, as by a failing line: of the policy's own
 replies none is empty, and a reward model that never saw one may like it."""
@@ -219,30 +219,34 @@ def best_of_n(replies: Sequence[Reply], scores: Sequence[float], n: int) -> list
 def ppo_settings(**changes) -> PPOSettings:
     """Of every run with PPO on the guests' questions."""
     return replace(
-        PPOSettings(max_new_tokens=ROOM, minibatch_size=32, temperature=TEMPERATURE, kl_coef=0.3, missing_eos_penalty=1.0,
-                    vf_clip_eps=None),
+        PPOSettings(max_new_tokens=ROOM, minibatch_size=32, temperature=TEMPERATURE, kl_coef=0.2,
+                    missing_eos_penalty=1.0, vf_clip_eps=None),
         **changes,
     )  # fmt: skip
 
 
 def tune_by_ppo(
-    policy: nn.Module, tokenizer, score: Callable, seed: int, *, updates: int = 30,
-    lr: float = 3e-4, batch_size: int = 64, settings: PPOSettings | None = None,
-    schedule: str = "constant", watch: Callable[[nn.Module, int], dict] | None = None,
-    watch_every: int = 10,
+    policy: nn.Module, tokenizer, score: Callable, seed: int, *, critic: nn.Module | None = None,
+    updates: int = 20, lr: float = 5e-4, batch_size: int = 64, schedule: str = "linear",
+    warmup_steps: int = 20, settings: PPOSettings | None = None,
+    watch: Callable[[nn.Module, int], dict] | None = None, watch_every: int = 5,
 ) -> tuple[nn.Module, list[dict], list[dict]]:  # fmt: skip
     """A copy of the policy after PPO; the policy itself is the reference.
 
     Args:
-        score: of ``reward.scorer`` or ``truth_scorer``, or any other.
+        score: of ``score_with`` or ``truth_scorer``, or any other.
+        critic: a copy of it is trained beside the policy. The reward model is a good one to begin
+            with: it reads the same texts (Ouyang et al., 2022, appendix C.4). None = a head on the
+            policy's trunk.
         updates: rollouts of ``batch_size`` replies; each is used ``settings.epochs`` times.
+        warmup_steps: of the rate, while the critic still knows nothing.
         watch: (policy, updates so far) -> {name: number}, called every ``watch_every`` updates.
 
     Returns:
         (policy in evaluation mode, history of the rollouts, log of the steps: see ``training``).
     """
     settings = settings or ppo_settings()
-    actor_critic = ActorCritic(copy.deepcopy(policy))
+    actor_critic = ActorCritic(copy.deepcopy(policy), copy.deepcopy(critic))
     asked = (prompt_ids(tokenizer, question) for question in questions(seed))
     generator = Generator(model_device(policy)).manual_seed(seed)
     stream = PPORollouts(actor_critic, policy, asked, score, settings, batch_size=batch_size,
@@ -250,7 +254,8 @@ def tune_by_ppo(
     each = settings.epochs * batch_size // settings.minibatch_size  # steps a rollout
     log = train(
         actor_critic, stream, ppo_loss(settings), max_steps=updates * each, lr=lr,
-        schedule=schedule, progress=False, evaluate_every=watch_every * each,
+        schedule=schedule, warmup_steps=warmup_steps, progress=False,
+        evaluate_every=watch_every * each,
         evaluate=watch and (lambda model, step: watch(model.policy, step // each)),
     )  # fmt: skip
     return actor_critic.policy.eval(), stream.history, log
