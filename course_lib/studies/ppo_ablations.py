@@ -35,7 +35,7 @@ MODELS = ("instruct",)
 USES = (*ppo_kl.USES, ppo_kl.measured, ppo_kl.live_reward_model)
 CHECKS = {"healthy": ("gain",)}
 LEAST_SPREAD = {"gain": 0.1}
-UPDATES, RESPONSES, LR = 12, 32, 5e-4
+UPDATES, RESPONSES, LR, WARMUP = 12, 32, 5e-4, 20
 LOGGED = ("approx_kl", "clipfrac", "ratio_max", "ratio")  # of the steps
 KEPT = ("score", "kl", "entropy", "length", "explained_variance")  # of the rollouts
 AT_THE_END = ("truth", "reasons", "proxy", "KL")
@@ -66,16 +66,18 @@ def tuned(
 ) -> tuple[nn.Module, list[dict], list[dict]]:
     """The policy after PPO, the history of its rollouts, the log of its steps."""
     policy, tokenizer = guests.policy_of(seed), shipped("instruct")[1]
-    model = ActorCritic(copy.deepcopy(policy))
+    reward_model = ppo_kl.live_reward_model(seed)
+    critic = copy.deepcopy(reward_model) if settings.vf_coef else None  # None begins at 0
+    model = ActorCritic(copy.deepcopy(policy), critic)
     asked = (rlhf.prompt_ids(tokenizer, question) for question in questions(seed))
     stream = PPORollouts(
-        model, policy, asked, rlhf.score_with(ppo_kl.live_reward_model(seed), tokenizer), settings,
+        model, policy, asked, rlhf.score_with(reward_model, tokenizer), settings,
         batch_size=RESPONSES, eos_token_id=tokenizer.eos_token_id,
         generator=Generator().manual_seed(seed),
     )  # fmt: skip
     steps = settings.epochs * RESPONSES // settings.minibatch_size
     log = train(model, Changed(stream, change), ppo_loss(settings), max_steps=UPDATES * steps,
-                lr=rate * LR, schedule="constant", progress=False)  # fmt: skip
+                lr=rate * LR, warmup_steps=WARMUP, progress=False)  # fmt: skip
     return model.policy, stream.history, log
 
 
