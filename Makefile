@@ -58,6 +58,7 @@ bench: venv
 model: venv
 	$(PY) -m course_lib.recipes.base
 	$(PY) -m course_lib.recipes.instruct
+	$(PY) -m course_lib.recipes.preference
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis

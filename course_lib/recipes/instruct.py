@@ -25,7 +25,7 @@ from course_lib.recipes.base import (
     loss_curve,
     ship_files,
 )
-from course_lib.rows import batches, document_row, mix
+from course_lib.rows import Row, batches, document_row, mix
 from course_lib.sft import sft_loss
 from course_lib.shipped import load_model_from, model_path, write_checksums
 from course_lib.training import train
@@ -51,6 +51,17 @@ class Recipe:
     warmup_steps: int = 50
 
 
+def task_sources(tokenizer, seed: int) -> tuple[list[Iterator[Row]], list[float]]:
+    """Endless rows of each task in chat format, and how often each is drawn (rates of sum 1)."""
+
+    def task_rows(name: str) -> Iterator[Row]:
+        for example in examples(seed, name):
+            yield encode_chat(tokenizer, turns(example.prompt, example.response))
+
+    weights = [LONG.get(task.cluster, 1.0) for task in INSTRUCTIONS.values()]
+    return [*map(task_rows, INSTRUCTIONS)], [weight / sum(weights) for weight in weights]
+
+
 class InstructionBatches:
     """Packed batches of all tasks and of replay; its state is the number of the next batch.
 
@@ -64,15 +75,10 @@ class InstructionBatches:
 
     def _stream(self) -> Iterator[dict[str, torch.Tensor]]:
         recipe, tokenizer = self.recipe, self.tokenizer
-
-        def task_rows(name: str):
-            for example in examples(recipe.seed, name):
-                yield encode_chat(tokenizer, turns(example.prompt, example.response))
-
+        tasks, rates = task_sources(tokenizer, recipe.seed)
         replay = (document_row(tokenizer, d.text, self.block_size) for d in documents(recipe.seed))
-        weights = [LONG.get(task.cluster, 1.0) for task in INSTRUCTIONS.values()]
-        rates = [(1 - recipe.replay) * w / sum(weights) for w in weights]
-        rows = mix([*map(task_rows, INSTRUCTIONS), replay], [*rates, recipe.replay],
+        rates = [(1 - recipe.replay) * rate for rate in rates]
+        rows = mix([*tasks, replay], [*rates, recipe.replay],
                    torch.Generator().manual_seed(recipe.seed))  # fmt: skip
         return batches(rows, recipe.batch_size, tokenizer.pad_token_id,
                        block_size=self.block_size, packed=True)  # fmt: skip
