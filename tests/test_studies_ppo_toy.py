@@ -1,4 +1,4 @@
-"""The study of PPO on a policy that can be counted: best-of-n by hand, checks that a fault fails."""
+"""The study of PPO on a policy that can be counted: best-of-n by hand, faults fail its check."""
 
 import itertools
 import math

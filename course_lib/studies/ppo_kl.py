@@ -2,10 +2,11 @@
 
 PPO on the guests' questions with one reward model a seed and everything equal but the weight;
 beside it best-of-n by the same reward model, which trains nothing (Gao et al., 2023, compare both
-over √KL). ``live`` is the chapter's own run: fewer rankings, fewer steps and updates.
+over √KL). ``live`` is the chapter's own run: fewer rankings, fewer and smaller updates.
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from statistics import fmean
 
@@ -38,10 +39,10 @@ USES = (
     rlhf.ask_held_out, rlhf.figures, rlhf.kl_to, rlhf.best_of_n, rlhf.ppo_settings,
     rlhf.tune_by_ppo, *PPO,
 )  # fmt: skip
-CHECKS = {"live": ("gain", "KL 10")}
-LEAST_SPREAD = {"gain": 0.1, "KL 10": 0.3}
-UPDATES, EVERY, LIVE_UPDATES = 20, 5, 10
-LIVE_RANKINGS, LIVE_STEPS = 200, 100
+CHECKS = {"live": ("gain", "KL 12")}
+LEAST_SPREAD = {"gain": 0.1, "KL 12": 0.3}
+UPDATES, EVERY = 20, 5
+LIVE_UPDATES, LIVE_RESPONSES, LIVE_RANKINGS, LIVE_STEPS = 12, 32, 200, 100
 ASKED = 128
 """Held-out questions, the same of all settings of a seed."""
 MEASURES = ("truth", "helpful", "honest", "harmless", "reasons", "broken", "tokens", "proxy", "KL")
@@ -80,14 +81,18 @@ def best_of(seed: int, sizes: tuple[int, ...]) -> dict[str, float]:
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
-    """``MEASURES`` after 0, 5, 10, ... updates (``"truth 10"``), of the live run after 0 and 10, or
+    """``MEASURES`` after 0, 5, 10, ... updates (``"truth 10"``), of the live run after 0 and 12, or
     of the best of n (``"truth 16"``); ``gain``, by how much the truth rose."""
     if "best_of" in setting:
         return best_of(seed, setting["best_of"])
     live = setting.get("live", False)
     policy, tokenizer = guests.policy_of(seed), shipped("instruct")[1]
     reward_model = live_reward_model(seed) if live else guests.reward_model_of(seed)
-    updates = LIVE_UPDATES if live else UPDATES
+    updates, every = (LIVE_UPDATES, LIVE_UPDATES) if live else (UPDATES, EVERY)
+    size = {"batch_size": LIVE_RESPONSES} if live else {}
+    settings = rlhf.ppo_settings(kl_coef=setting["kl_coef"])
+    if live:
+        settings = replace(settings, minibatch_size=LIVE_RESPONSES // 2)
     course: dict[str, float] = {}
 
     def watch(tuned: nn.Module, update: int) -> dict[str, float]:
@@ -97,9 +102,8 @@ def run(setting: dict, seed: int) -> dict[str, float]:
 
     watch(policy, 0)
     rlhf.tune_by_ppo(policy, tokenizer, rlhf.score_with(reward_model, tokenizer), seed,
-                     critic=reward_model, updates=updates, watch=watch,
-                     watch_every=updates if live else EVERY,
-                     settings=rlhf.ppo_settings(kl_coef=setting["kl_coef"]))  # fmt: skip
+                     critic=reward_model, updates=updates, watch=watch, watch_every=every,
+                     settings=settings, **size)  # fmt: skip
     return course | {"gain": course[f"truth {updates}"] - course["truth 0"]}
 
 
