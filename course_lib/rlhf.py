@@ -177,6 +177,8 @@ class RankingBatches:
     """Endless batches of rankings in random order, for ``reward.ranking_loss``."""
 
     def __init__(self, rankings: Sequence[Ranking], tokenizer, batch_size: int, seed: int):
+        if not rankings:
+            raise ValueError("There are no rankings, so no batch: collect some that have a pair.")
         self.rows = [[(reply.row, rank) for reply, rank in ranking] for ranking in rankings]
         self.pad, self.size = tokenizer.pad_token_id, batch_size
         self.generator, self.order = Generator().manual_seed(seed), []
@@ -208,7 +210,17 @@ def score_replies(reward_model: nn.Module, tokenizer, replies: Sequence[Reply]) 
 
 
 def best_of_n(replies: Sequence[Reply], scores: Sequence[float], n: int) -> list[Reply]:
-    """Of each ``n`` replies in succession, which answer one question, that of the highest score."""
+    """Of each ``n`` replies in succession, which answer one question, that of the highest score;
+    of several such the first.
+
+    Raises:
+        ValueError: not one score a reply, or replies that are no multiple of ``n``.
+    """
+    if len(replies) != len(scores) or n < 1 or len(replies) % n:
+        raise ValueError(
+            f"{len(replies)} replies, {len(scores)} scores, n = {n}: expected one score a reply, "
+            "and n replies to each question."
+        )
     return [replies[max(range(i, i + n), key=scores.__getitem__)]
             for i in range(0, len(replies), n)]  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import encoder, generation, measure, sft_step, training_step
+from benchmarks import encoder, generation, measure, ppo, sft_step, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -216,12 +216,71 @@ def test_both_sides_of_the_fine_tuning_step_learn_alike(monkeypatch, tmp_path):
         assert ours[2] < ours[1] < ours[0]
 
 
+def small_ppo(monkeypatch) -> None:
+    """Four responses of four tokens to prompts of three to five, two epochs of two steps."""
+    sizes = {"BATCH": 4, "MINIBATCH": 2, "EPOCHS": 2, "PROMPT": (3, 5), "NEW_TOKENS": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(ppo, name, value)
+
+
+def test_the_tables_of_ppo(monkeypatch):
+    """Four responses of four tokens, generated in .5 s: 32 a second. A rollout, and one with its
+    update, take 1 s: 16 a second, twice the generation, whose share is a half. The libraries' parts
+    take 1 s and ours .5. The model given stays as it is."""
+    small_ppo(monkeypatch)
+    fixed_times(monkeypatch, ppo)
+    model = tiny()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    lines = ppo.main(model, peak=1e6, rounds=3).splitlines()
+    assert [line.split() for line in lines[2:5]] == [
+        ["generation", "32", "1.00", "100%"],
+        ["rollout", "16", "2.00", "2.00-2.00", "50%"],
+        ["rollout,", "update", "16", "2.00", "2.00-2.00", "50%"],
+    ]
+    assert lines[0] == "PPO, 4 responses of 4 tokens, 2 epochs" and not lines[5]
+    figures = "32 2.00 2.00-2.00".split()
+    assert [line.split() for line in lines[8:]] == [
+        ["transformers.generate", *figures, "1.4"], ["torchrl,", "loop", *figures, "1.0"],
+        ["torchrl,", "vectorised", *figures, "1.0"],
+    ]  # fmt: skip
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_an_update_is_one_rollout_and_all_its_steps(monkeypatch):
+    """Two epochs of two minibatches: the fifth batch would be of a second rollout. All responses
+    have their four tokens, and the policy moves."""
+    small_ppo(monkeypatch)
+    stream = ppo.stream_of(tiny())
+    before = stream.model.policy.embed.weight.clone()
+    update = ppo.updater(stream)
+    for rollouts in (1, 2):
+        update()
+        assert len(stream.history) == rollouts and not stream.order
+        assert stream.history[-1]["length"] == 4 and stream.history[-1]["score_std"] > 0
+    assert not torch.equal(stream.model.policy.embed.weight, before)
+
+
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_other_advantages_are_not_timed(monkeypatch, vectorised):
+    """The same tensors on both sides; with another λ on ours the benchmark refuses."""
+    small_ppo(monkeypatch)
+    ours, theirs = ppo.estimators(tiny(), vectorised)
+    assert all(x.abs().max() > 0.1 for x in ours())
+    for a, b in zip(ours(), theirs(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    right = ppo.gae
+    monkeypatch.setattr(ppo, "gae", lambda *tensors: right(*tensors, gae_lambda=0.5))
+    with pytest.raises(AssertionError, match="the advantages differ"):
+        ppo.estimators(tiny(), vectorised)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nosuch"],
-            "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step",
+            "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step, "
+            "ppo",
         ),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],

@@ -107,7 +107,7 @@ class Judgement:
     claims: int = 0  # what the place has, and an experience that a program cannot have
     absent: int = 0  # things that the place does not have
     insults: int = 0  # of INSULTS
-    broken: int = 0  # no sentence, one that stands there twice, a cut at the end; nothing at all
+    broken: int = 0  # no sentence, one that stands there twice; once for a cut, odd spaces, nothing
 
     @property
     def sentences(self) -> int:
@@ -168,7 +168,7 @@ def judge(question: Question, reply: str, ended: bool = True) -> Judgement:
         if kind == "reasons":
             praised.add(thing)
         kinds.append(kind)
-    if not sentences or not ended or not reply.rstrip().endswith((".", "!", "?")):
+    if not sentences or not ended or reply.removeprefix(" ") != " ".join(sentences):
         kinds.append("broken")
     return Judgement(**{kind: kinds.count(kind) for kind in set(kinds)})
 
