@@ -39,8 +39,8 @@ USES = (
     rlhf.ask_held_out, rlhf.figures, rlhf.kl_to, rlhf.best_of_n, rlhf.ppo_settings,
     rlhf.tune_by_ppo, *PPO,
 )  # fmt: skip
-CHECKS = {"live": ("gain", "KL 12")}
-LEAST_SPREAD = {"gain": 0.1, "KL 12": 0.3}
+CHECKS = {"live": ("truth 12", "KL 12")}
+LEAST_SPREAD = {"truth 12": 0.1, "KL 12": 0.3}
 UPDATES, EVERY = 20, 5
 LIVE_UPDATES, LIVE_RESPONSES, LIVE_RANKINGS, LIVE_STEPS = 12, 32, 200, 100
 ASKED = 128
