@@ -147,7 +147,7 @@ def draw_frontier(results: Results):
     for ax, (measure, label) in zip(
         axes, {"proxy": "reward model's score", "truth": "truth"}.items(), strict=True
     ):
-        for number, setting in enumerate(["best of n", *weights(results)]):
+        for number, setting in enumerate([*weights(results), "best of n"]):
             roots = [math.sqrt(max(kl, 0)) for kl in course_of(results, setting, "KL")[1]]
             ax.plot(roots, course_of(results, setting, measure)[1], markersize=4,
                     marker=plotting.MARKERS[number],
