@@ -126,7 +126,9 @@ def draw(results: Results):
 
 
 def draw_logs(results: Results, title: str, names: dict[str, str]):
-    """What four runs logged, a panel a number, the mean over the seeds; {number: label}."""
+    """What four runs logged, a panel a number, the mean over the seeds; {number: label}. The axes of
+    distances are logarithmic above 10 nats a reply and 0.1 nats a token."""
+    logarithmic_above = {"kl": 10, "approx_kl": 0.1}
     fig, axes = plotting.panels(title, len(names), size=(9, 3.3))
     for ax, (name, label) in zip(axes, names.items(), strict=True):
         for number, setting in enumerate(RUNS):
@@ -135,5 +137,7 @@ def draw_logs(results: Results, title: str, names: dict[str, str]):
                     label=setting)  # fmt: skip
         ax.set(xlabel="update", title=label)
         ax.set_xticks([1, 6, 12])
+        if name in logarithmic_above:
+            ax.set_yscale("symlog", linthresh=logarithmic_above[name])
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RUNS))
     return fig
