@@ -126,7 +126,7 @@ def draw(results: Results):
 
 
 def draw_logs(results: Results, title: str, names: dict[str, str]):
-    """What four runs logged, a panel a number, the mean over the seeds; {number: label}. The axes of
+    """What four runs logged, a panel a number, the mean over the seeds; {number: label}. Axes of
     distances are logarithmic above 10 nats a reply and 0.1 nats a token."""
     logarithmic_above = {"kl": 10, "approx_kl": 0.1}
     fig, axes = plotting.panels(title, len(names), size=(9, 3.3))
