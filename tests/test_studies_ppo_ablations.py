@@ -1,12 +1,15 @@
 """The study of healthy and sick runs: the wrong mask by hand, and checks that a fault fails."""
 
+import copy
 import math
 
 import pytest
 import torch
 
 from course_lib import plotting, ppo_rollouts
-from course_lib.studies import guests, load, ppo_ablations
+from course_lib.ppo import ppo_loss
+from course_lib.ppo_rollouts import ActorCritic, PPORollouts
+from course_lib.studies import guests, load, ppo_ablations, ppo_toy
 
 SEED = 9
 
@@ -24,10 +27,26 @@ def test_the_wrong_mask_counts_the_prompt_and_not_padding():
              "labels": torch.tensor([[-100, -100, -100, 7, 0, -100]]),
              "advantages": torch.zeros(1, 5)}  # fmt: skip
     wrong = ppo_ablations.prompt_counted(batch)
-    assert wrong["labels"][0, 1:].tolist() == [-100, 6, 7, 0, -100]
+    assert wrong["labels"].tolist() == [[-100, -100, 6, 7, 0, -100]]
     assert wrong["response_mask"].tolist() == [[False, True, True, True, False]]
     assert wrong["advantages"] is batch["advantages"]
     assert batch["labels"].tolist() == [[-100, -100, -100, 7, 0, -100]]
+
+
+def test_the_wrong_mask_shows_in_the_first_step():
+    """Nothing was learnt yet, so the right ratio is 1. The prompt's second token, too, counts in the
+    wrong one, with the old log-probability 0: its ratio is its own probability, below 1."""
+    ref = ppo_toy.reference(0)
+    settings = ppo_toy.settings_of(0.5)
+    model = ActorCritic(copy.deepcopy(ref))
+    score = ppo_toy.scorer_of(ppo_toy.scores_of(0))
+    stream = PPORollouts(model, ref, [ppo_toy.PROMPT], score, settings, batch_size=256,
+                         eos_token_id=0, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    batch = next(stream)
+    right = ppo_loss(settings)(model, batch)[1]
+    wrong = ppo_loss(settings)(model, ppo_ablations.prompt_counted(batch))[1]
+    assert right["ratio"].item() == pytest.approx(1, abs=1e-4) and right["clipfrac"] == 0
+    assert wrong["ratio"] < 0.8 and wrong["clipfrac"] > 0.3
 
 
 def test_a_changed_stream_is_still_live():

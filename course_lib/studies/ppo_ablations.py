@@ -46,6 +46,7 @@ def prompt_counted(batch: dict) -> dict:
     mask = batch["attention_mask"].bool()
     labels = batch["input_ids"].masked_fill(~mask, IGNORE_INDEX)
     labels[:, 1:] = labels[:, 1:].masked_fill(~mask[:, :-1], IGNORE_INDEX)
+    labels[:, 0] = IGNORE_INDEX  # nothing predicts a first token
     return {**batch, "labels": labels, "response_mask": labels[:, 1:] != IGNORE_INDEX}
 
 
