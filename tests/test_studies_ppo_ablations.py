@@ -34,8 +34,8 @@ def test_the_wrong_mask_counts_the_prompt_and_not_padding():
 
 
 def test_the_wrong_mask_shows_in_the_first_step():
-    """Nothing was learnt yet, so the right ratio is 1. The prompt's second token, too, counts in the
-    wrong one, with the old log-probability 0: its ratio is its own probability, below 1."""
+    """Nothing was learnt yet, so the right ratio is 1. The prompt's second token, too, counts in
+    the wrong one, with the old log-probability 0: its ratio is its own probability, below 1."""
     ref = ppo_toy.reference(0)
     settings = ppo_toy.settings_of(0.5)
     model = ActorCritic(copy.deepcopy(ref))
