@@ -262,3 +262,44 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """
     log_ratio = ref_logprobs - logprobs
     return torch.expm1(log_ratio) - log_ratio
+
+
+def check_same_shape(**tensors: Tensor) -> None:
+    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+        raise ValueError(f"These must have one shape, and nothing is broadcast: {shapes}.")
+
+
+def clipped_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float | None = 0.2,
+    clip_eps_high: float | None = None,
+) -> Tensor:  # fmt: skip
+    """max(-ratio · A, -clip(ratio, 1 - ε, 1 + ε') · A) of each token, ratio = p_new / p_old.
+
+    Schulman et al. (2017), equation 7, whose gain it turns into a loss; with an ε' of its own, Yu
+    et al. (2025), equation 8 (DAPO's "clip-higher").
+
+    Args:
+        logprobs, old_logprobs: (B, T-1), now and when the tokens were sampled.
+        advantages: (B, T-1).
+        clip_eps: ε; None = no clipping.
+        clip_eps_high: ε'; None = ε.
+
+    Returns:
+        (B, T-1).
+
+    Raises:
+        ValueError: shapes that differ.
+
+    Example: a ratio of 1.5 pays 1.2 where the token was good, and costs 1.5 where it was bad.
+        >>> logprobs, advantages = torch.tensor([[1.5, 1.5]]).log(), torch.tensor([[1.0, -1.0]])
+        >>> clipped_policy_loss(logprobs, torch.zeros(1, 2), advantages)
+        tensor([[-1.2000,  1.5000]])
+    """
+    check_same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    ratio = (logprobs - old_logprobs).exp()
+    if clip_eps is None:
+        return -ratio * advantages
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    clipped = ratio.clamp(1 - clip_eps, 1 + high)
+    return torch.maximum(-ratio * advantages, -clipped * advantages)

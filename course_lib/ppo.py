@@ -56,12 +56,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from course_lib.models import mask_inputs
-from course_lib.ops import IGNORE_INDEX, entropy, kl_k1, kl_k3, token_logprobs
-from course_lib.runtime import evaluation_mode
+from course_lib.live_rollouts import check_scores, read_responses, rows_where
+from course_lib.ops import check_same_shape, clipped_policy_loss, kl_k1, kl_k3
 from course_lib.training import counted
 
 # --- rewards ------------------------------------------------------------------------------------
@@ -87,7 +85,7 @@ def missing_eos_penalty(
         >>> missing_eos_penalty(scores, ended, 1.0), missing_eos_penalty(scores, ended, 1.0, True)
         (tensor([2., 1.]), tensor([ 2., -1.]))
     """
-    _check_equal(scores=scores, ended=ended)
+    check_same_shape(scores=scores, ended=ended)
     punished = torch.full_like(scores, -penalty) if replace else scores - penalty
     return torch.where(ended.bool(), scores, punished)
 
@@ -117,7 +115,7 @@ def per_token_rewards(
         >>> per_token_rewards(torch.tensor([2.0]), logprobs, ref_logprobs, mask, kl_coef=0.5)
         tensor([[-0.5000,  0.0000,  2.0000,  0.0000]])
     """
-    _check_equal(logprobs=logprobs, ref_logprobs=ref_logprobs, response_mask=response_mask)
+    check_same_shape(logprobs=logprobs, ref_logprobs=ref_logprobs, response_mask=response_mask)
     mask = response_mask.bool()
     check_scores(scores, len(mask))
     if not mask.any(1).all():
@@ -129,29 +127,6 @@ def per_token_rewards(
     rewards = torch.where(mask, rewards, torch.zeros_like(rewards)) + 0.0  # no -0
     last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(1)  # (B,)
     return rewards.scatter_add(1, last[:, None], scores.to(rewards)[:, None])
-
-
-def check_scores(scores: Tensor, rows: int) -> None:
-    """Raise a ValueError unless these are ``rows`` finite numbers, (B,)."""
-    if not isinstance(scores, Tensor) or scores.shape != (rows,):
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise ValueError(f"scores must be a tensor ({rows},), one a response, got {got}.")
-    if not scores.isfinite().all():
-        raise ValueError(
-            f"The scores of rows {rows_where(~scores.isfinite())} are not finite. Mend the "
-            "function that scores, or give such a response a low score; no step was made with them."
-        )
-
-
-def rows_where(bad: Tensor) -> list[int]:
-    """Numbers of the rows at which ``bad`` (B,) is True; the first ten of them."""
-    return bad.nonzero().flatten().tolist()[:10]
-
-
-def _check_equal(**tensors: Tensor) -> None:
-    if len({tuple(tensor.shape) for tensor in tensors.values()}) > 1:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise ValueError(f"These must have one shape, and nothing is broadcast: {shapes}.")
 
 
 # --- advantages ---------------------------------------------------------------------------------
@@ -187,7 +162,7 @@ def gae(
         >>> gae(rewards, values, torch.tensor([[1, 1, 0]]))[0]
         tensor([[0.9500, 1.0000, 0.0000]])
     """
-    _check_equal(rewards=rewards, values=values, response_mask=response_mask)
+    check_same_shape(rewards=rewards, values=values, response_mask=response_mask)
     mask = response_mask.bool()
     starts = mask[:, :1].sum(1) + (mask[:, 1:] & ~mask[:, :-1]).sum(1)  # (B,) runs
     if (starts > 1).any():
@@ -211,35 +186,8 @@ def gae(
 # --- losses -------------------------------------------------------------------------------------
 
 
-def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_eps: float | None = 0.2
-) -> Tensor:
-    """max(-ratio · A, -clip(ratio, 1 - ε, 1 + ε) · A) of each token, ratio = p_new / p_old.
-
-    Schulman et al. (2017), equation 7, whose gain it turns into a loss.
-
-    Args:
-        logprobs, old_logprobs: (B, T-1), now and when the tokens were sampled.
-        advantages: (B, T-1).
-        clip_eps: ε; None = no clipping.
-
-    Returns:
-        (B, T-1).
-
-    Raises:
-        ValueError: shapes that differ.
-
-    Example: a ratio of 1.5 pays 1.2 where the token was good, and costs 1.5 where it was bad.
-        >>> logprobs, advantages = torch.tensor([[1.5, 1.5]]).log(), torch.tensor([[1.0, -1.0]])
-        >>> policy_loss(logprobs, torch.zeros(1, 2), advantages)
-        tensor([[-1.2000,  1.5000]])
-    """
-    _check_equal(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    ratio = (logprobs - old_logprobs).exp()
-    if clip_eps is None:
-        return -ratio * advantages
-    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
-    return torch.maximum(-ratio * advantages, -clipped * advantages)
+policy_loss = clipped_policy_loss
+"""Schulman et al. (2017), equation 7: see ``ops``, for GRPO has it, too."""
 
 
 def value_loss(
@@ -266,7 +214,7 @@ def value_loss(
         >>> value_loss(torch.ones(1, 1), torch.full((1, 1), 2.0), torch.zeros(1, 1), clip_eps=0.5)
         tensor([[2.2500]])
     """
-    _check_equal(values=values, old_values=old_values, returns=returns)
+    check_same_shape(values=values, old_values=old_values, returns=returns)
     errors = (values - returns) ** 2
     if clip_eps is None:
         return errors
@@ -317,50 +265,6 @@ class PPOSettings:
 
 
 # --- the loss that training.train takes ---------------------------------------------------------
-
-
-def read_responses(
-    model: nn.Module,
-    batch: Mapping[str, Tensor],
-    temperature: float = 1.0,
-    entropy_grad: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What a model says of the response tokens, in evaluation mode: dropout would move the ratio.
-
-    Logits are computed from the first column of responses on, not for the prompts.
-
-    Args:
-        model: ``ActorCritic``, or a policy alone.
-        batch: ``input_ids``, ``attention_mask``, ``position_ids``, ``labels``, (B, T), of
-            ``rollout.rollout``.
-        temperature: divides the logits.
-        entropy_grad: the entropies have a gradient, too, which costs time and memory.
-
-    Returns:
-        Log-probabilities, entropies in nats and values, None of a policy alone; each (B, T-1) and 0
-        outside the response.
-
-    Raises:
-        ValueError: no response token.
-    """
-    labels = batch["labels"]
-    T, columns = labels.shape[1], (labels != IGNORE_INDEX).any(0)
-    if not columns.any():
-        raise ValueError("The batch has no response token: every label is ignored.")
-    keep = T - int(columns.int().argmax()) + 1  # one more: the first token is predicted before it
-    inputs = mask_inputs(model, batch["attention_mask"], batch["position_ids"])
-    with evaluation_mode(model):
-        out = model(batch["input_ids"], **inputs, use_cache=False, logits_to_keep=keep)
-    logits = out.logits if temperature == 1 else out.logits / temperature  # (B, keep, V)
-    mask = labels[:, 1:] != IGNORE_INDEX  # (B, T-1)
-    logprobs = F.pad(token_logprobs(logits, labels[:, -keep:]), (T - keep, 0))  # (B, T-1)
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropies = entropy(logits[:, :-1][mask[:, 1 - keep :]])  # (N,) of the N response tokens
-    entropies = torch.zeros_like(logprobs).masked_scatter(mask, entropies)
-    values = getattr(out, "values", None)  # transformers' outputs are dicts: a method
-    if not isinstance(values, Tensor):
-        return logprobs, entropies, None
-    return logprobs, entropies, values[:, :-1].float().masked_fill(~mask, 0.0)  # (B, T-1)
 
 
 def ppo_loss(

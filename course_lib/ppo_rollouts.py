@@ -21,35 +21,32 @@ explained_variance 1 - Var(returns - values) / Var(returns): 1 = the critic knew
                    would do as well; 0 where the returns do not vary
 ================== ================================================================================
 
-Simplified away: rollouts across processes (each has its own, and whitens them alone: give each
-process's stream a generator of another seed).
+Simplified away: whitening across processes (each whitens its own rollouts alone).
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
 from course_lib.generation import EndTokens, end_ids
+from course_lib.live_rollouts import (
+    LiveRollouts,
+    Score,
+    check_reference,
+    check_scores,
+    shares_parameters,
+)
 from course_lib.models.heads import WithScalarHead, read
 from course_lib.ops import IGNORE_INDEX, kl_k1, masked_mean, masked_var, masked_whiten
 from course_lib.ppo import (
     PPOSettings,
-    check_scores,
     gae,
     missing_eos_penalty,
     per_token_rewards,
-    read_responses,
 )
 from course_lib.rollout import responses, rollout
-from course_lib.rows import endless
-from course_lib.runtime import model_device
-
-Score = Callable[[list[list[int]], list[list[int]]], Tensor]
-"""Prompts and responses as token ids -> (B,) scores. A response has its end token, if it ended."""
-
 
 # --- policy and critic --------------------------------------------------------------------------
 
@@ -113,11 +110,6 @@ class ActorCritic(nn.Module):
         return ActorCriticOutput(out.logits, self.head(x.detach() if self.detach else x))
 
 
-def shares_parameters(a: nn.Module, b: nn.Module) -> bool:
-    """Whether any parameter of one module is one of the other, too."""
-    return not {id(p) for p in a.parameters()}.isdisjoint(id(p) for p in b.parameters())
-
-
 # --- control of the KL --------------------------------------------------------------------------
 
 
@@ -174,7 +166,7 @@ class AdaptiveKL(FixedKL):
 # --- the stream ---------------------------------------------------------------------------------
 
 
-class PPORollouts:
+class PPORollouts(LiveRollouts):
     """Minibatches of the live policy's responses, without end; for ``training.train``.
 
     Args:
@@ -197,67 +189,31 @@ class PPORollouts:
             a batch is drawn, scores that are not finite or not one a response.
     """
 
-    live = True
-    """``training.train``: never read again, and each process draws its own."""
-
     def __init__(
         self, actor_critic: ActorCritic, ref_policy: nn.Module,
         prompts: Sequence[Sequence[int]] | Iterator[Sequence[int]], score: Score,
         settings: PPOSettings, *, batch_size: int, eos_token_id: EndTokens, generator: Generator,
     ):  # fmt: skip
-        _check_reference(actor_critic, ref_policy)
+        check_reference(actor_critic, ref_policy)
         if batch_size < 1 or batch_size % settings.minibatch_size:
             raise ValueError(
                 f"batch_size={batch_size} must be a multiple of minibatch_size="
                 f"{settings.minibatch_size}: every response is used once an epoch."
             )
-        self.model, self.ref_policy, self.score = actor_critic, ref_policy, score
-        self.settings, self.batch_size, self.generator = settings, batch_size, generator
+        super().__init__(actor_critic, prompts, minibatch_size=settings.minibatch_size,
+                         epochs=settings.epochs, generator=generator)  # fmt: skip
+        self.ref_policy, self.score = ref_policy, score
+        self.settings, self.batch_size = settings, batch_size
         self.ends = end_ids(eos_token_id)
         s = settings
         self.kl = (FixedKL(s.kl_coef) if s.kl_target is None
                    else AdaptiveKL(s.kl_coef, s.kl_target, s.kl_horizon))  # fmt: skip
-        self.history: list[dict[str, float]] = []
-        self.batch: dict[str, Tensor] = {}  # the rollout in use
-        self.order: list[list[int]] = []  # its minibatches that are left, the next one last
-        self._sequence = prompts if isinstance(prompts, Sequence) else None
-        self._seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
-        self._prompts = prompts if self._sequence is None else self._shuffled()
-        self._read = 0
-
-    def _shuffled(self) -> Iterator[Sequence[int]]:
-        return endless(self._sequence, Generator().manual_seed(self._seed))
-
-    def __iter__(self) -> "PPORollouts":
-        return self
-
-    @torch.no_grad()
-    def __next__(self) -> dict[str, Tensor]:
-        """The next minibatch; it rolls out where none is left."""
-        if not self.order:
-            self.batch = self.roll_out()
-            self.order = self._shuffles()[::-1]
-        rows = torch.tensor(self.order.pop(), device=model_device(self.model))
-        return {name: tensor[rows] for name, tensor in self.batch.items()}
-
-    def _shuffles(self) -> list[list[int]]:
-        """Rows of each minibatch: every epoch all rows, in a new order."""
-        n, source = self.settings.minibatch_size, self.generator
-        epochs = [torch.randperm(self.batch_size, generator=source, device=source.device).tolist()
-                  for _ in range(self.settings.epochs)]  # fmt: skip
-        return [rows[i : i + n] for rows in epochs for i in range(0, len(rows), n)]
 
     @torch.no_grad()
     def roll_out(self) -> dict[str, Tensor]:
         """New responses, and all that the loss needs of them; adds a row to ``history``."""
         s = self.settings
-        prompts = [list(row) for row in itertools.islice(self._prompts, self.batch_size)]
-        self._read += len(prompts)
-        if len(prompts) < self.batch_size:
-            raise ValueError(
-                f"The prompts ran out: {len(prompts)} were left and a rollout takes "
-                f"{self.batch_size}. Give a sequence, which is repeated, or an endless iterator."
-            )
+        prompts = self.next_prompts(self.batch_size)
         batch = rollout(
             self.model.policy, prompts, max_new_tokens=s.max_new_tokens, eos_token_id=self.ends,
             temperature=s.temperature, generator=self.generator,
@@ -266,8 +222,8 @@ class PPORollouts:
         check_scores(scores, len(prompts))
         mask = batch["labels"][:, 1:] != IGNORE_INDEX  # (B, T-1)
         scores = scores.detach().to(mask.device, torch.float32)
-        old_logprobs, entropies, old_values = self._in_parts(self.model, batch)
-        ref_logprobs = self._in_parts(self.ref_policy, batch)[0]
+        old_logprobs, entropies, old_values = self.read_in_parts(self.model, batch, s.temperature)
+        ref_logprobs = self.read_in_parts(self.ref_policy, batch, s.temperature)[0]
         net = scores
         if self.ends:
             net = missing_eos_penalty(scores, batch["ended"], s.missing_eos_penalty)
@@ -282,16 +238,6 @@ class PPORollouts:
         }  # fmt: skip
         self._note(batch, entropies)
         return batch
-
-    def _in_parts(self, model: nn.Module, batch: dict[str, Tensor]) -> list[Tensor | None]:
-        """``read_responses`` of as many rows at once as the step has, so that numbers are alike."""
-        n = self.settings.minibatch_size
-        parts = [
-            read_responses(model, {k: v[i : i + n] for k, v in batch.items()},
-                           self.settings.temperature)
-            for i in range(0, self.batch_size, n)
-        ]  # fmt: skip
-        return [None if column[0] is None else torch.cat(column) for column in zip(*parts)]
 
     def _note(self, batch: dict[str, Tensor], entropies: Tensor) -> None:
         """A row of ``history``, and the weight that the next rollout's KL will have."""
@@ -312,47 +258,8 @@ class PPORollouts:
         self.kl.update(self.history[-1]["kl"], self.batch_size)
 
     def state_dict(self) -> dict:
-        """All that a run needs to go on bit for bit, in the middle of a rollout, too."""
-        return {
-            "batch": self.batch, "order": self.order, "history": self.history,
-            "kl": self.kl.state_dict(), "generator": self.generator.get_state(),
-            "seed": self._seed, "read": self._read,
-        }  # fmt: skip
+        return super().state_dict() | {"kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on where ``state`` was taken.
-
-        Raises:
-            ValueError: prompts that were read farther, or that end before.
-        """
-        if self._sequence is not None:
-            self._seed, self._read = state["seed"], 0
-            self._prompts = self._shuffled()
-        skipped = state["read"] - self._read
-        there = sum(1 for _ in itertools.islice(self._prompts, max(skipped, 0)))
-        if there != skipped:
-            raise ValueError(
-                f"The checkpoint had read {state['read']} prompts, and here {self._read} were read "
-                f"and {there} came after: give the iterator as it was at the start."
-            )
-        self._read = state["read"]
-        device = model_device(self.model)
-        self.batch = {name: tensor.to(device) for name, tensor in state["batch"].items()}
-        self.order = [list(rows) for rows in state["order"]]
-        self.history = [dict(row) for row in state["history"]]
+        super().load_state_dict(state)
         self.kl.load_state_dict(state["kl"])
-        self.generator.set_state(state["generator"])
-
-
-def _check_reference(actor_critic: ActorCritic, ref_policy: nn.Module) -> None:
-    if shares_parameters(actor_critic, ref_policy):
-        raise ValueError(
-            "ref_policy has parameters of the model that is trained, so it would move with it: "
-            "give a copy, copy.deepcopy(policy)."
-        )
-    ours, theirs = actor_critic.config.vocab_size, ref_policy.config.vocab_size
-    if ours != theirs:
-        raise ValueError(
-            f"The policy has a vocabulary of {ours} tokens, the reference of {theirs}: their "
-            "log-probabilities cannot be compared."
-        )

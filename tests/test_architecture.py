@@ -13,8 +13,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 TORCH_ONLY = {"torch", "__future__"}
 STANDARD = {"json", "os", "pathlib", "dataclasses", "collections", "functools", "inspect", "math",
             "typing"}  # fmt: skip
-SAMPLING = {"ops", "models", "generation", "rollout", "completion", "measuring", "rows", "chat",
-            "training", "checkpoints", "processes", "optim", "runtime", "files"}  # fmt: skip
+SAMPLING = {"ops", "models", "generation", "rollout", "live_rollouts", "completion",
+            "measuring", "rows", "chat", "training", "checkpoints", "processes", "optim", "runtime",
+            "files"}  # fmt: skip
 """What algorithms build on: none of it knows an algorithm or the micro-world."""
 BOOK = {"claims", "notebook", "plotting"}
 
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "completion": {"generation", "measuring", "rollout", "runtime"},
     "chat": {"completion", "generation", "measuring", "ops", "rows"},
     "rankings": {"chat", "rows"},
+    "live_rollouts": {"generation", "models", "ops", "rollout", "rows", "runtime"},
     # algorithms: never each other. Denoising is a part of pretraining that is a file of its own.
     "sft": SAMPLING,
     "reward": SAMPLING | {"rankings"},

@@ -26,7 +26,7 @@ def row(*values: float) -> torch.Tensor:
 
 def test_the_docstrings_show_what_comes_out():
     result = doctest.testmod(ppo)
-    assert result.attempted >= 10 and not result.failed
+    assert result.attempted >= 8 and not result.failed
 
 
 # --- rewards ------------------------------------------------------------------------------------

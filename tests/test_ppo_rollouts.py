@@ -13,10 +13,11 @@ from torch.testing import assert_close
 from transformers import GPT2LMHeadModel
 
 from course_lib import ppo_rollouts
+from course_lib.live_rollouts import read_responses
 from course_lib.models import WithScalarHead
 from course_lib.models.heads import read
 from course_lib.ops import IGNORE_INDEX, token_logprobs
-from course_lib.ppo import PPOSettings, gae, ppo_loss, read_responses
+from course_lib.ppo import PPOSettings, gae, ppo_loss
 from course_lib.ppo_rollouts import ActorCritic, AdaptiveKL, FixedKL, PPORollouts
 from course_lib.rollout import rollout
 from course_lib.training import train
@@ -447,6 +448,15 @@ def test_a_batch_without_a_response_is_refused():
     batch = next(stream_of(model))
     batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
     with pytest.raises(ValueError, match="no response token"):
+        ppo_loss(PPOSettings(4, 4))(model, batch)
+
+
+def test_a_first_token_that_nothing_predicts_is_refused():
+    """A label in column 0 has no logits: left in, it would leave one number too few."""
+    model = actor_critic("ours")
+    batch = next(stream_of(model))
+    batch["labels"][:, 0] = 3
+    with pytest.raises(ValueError, match="first column"):
         ppo_loss(PPOSettings(4, 4))(model, batch)
 
 

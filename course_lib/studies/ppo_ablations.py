@@ -1,8 +1,9 @@
 """What a healthy run of PPO logs, three sick ones, and three parts taken out.
 
 Short runs with the reward model of the chapter's live run and everything else as in "healthy":
-without the clipping, without a critic (returns in place of advantages), without the whitening; at
-a rate that is too high, without KL, and with a mask in the step that counts the prompt as response.
+without the clipping, without a critic (returns in place of advantages), with the critic's head on
+the policy's own trunk in place of a copy of the reward model, without the whitening; at a rate that
+is too high, without KL, and with a mask in the step that counts the prompt as response.
 """
 
 import copy
@@ -25,6 +26,7 @@ GRID = {
     "healthy": {},
     "no clipping": {"clip_eps": None},
     "no critic": {"vf_coef": 0.0, "gae_lambda": 1.0},
+    "shared trunk": {"shared_trunk": True},
     "no whitening": {"whiten_advantages": False},
     "rate × 20": {"rate": 20.0},
     "no KL": {"kl_coef": 0.0},
@@ -63,12 +65,14 @@ class Changed:
 
 
 def tuned(
-    seed: int, settings: PPOSettings, rate: float = 1.0, change: Callable[[dict], dict] = dict
+    seed: int, settings: PPOSettings, rate: float = 1.0, change: Callable[[dict], dict] = dict,
+    shared_trunk: bool = False,
 ) -> tuple[nn.Module, list[dict], list[dict]]:
     """The policy after PPO, the history of its rollouts, the log of its steps."""
     policy, tokenizer = guests.policy_of(seed), shipped("instruct")[1]
     reward_model = ppo_kl.live_reward_model(seed)
-    critic = copy.deepcopy(reward_model) if settings.vf_coef else None  # None begins at 0
+    own = settings.vf_coef and not shared_trunk
+    critic = copy.deepcopy(reward_model) if own else None  # None: a head on the trunk, 0 at first
     model = ActorCritic(copy.deepcopy(policy), critic)
     asked = (rlhf.prompt_ids(tokenizer, question) for question in questions(seed))
     stream = PPORollouts(
@@ -85,10 +89,11 @@ def tuned(
 def run(setting: dict, seed: int) -> dict[str, float]:
     """What was logged in each update (``"entropy 3"``), means over its steps, of ``ratio_max`` the
     largest; ``AT_THE_END`` of held-out questions; ``gain``, by how much the truth rose."""
-    changes = {k: v for k, v in setting.items() if k not in ("rate", "wrong_mask")}
+    changes = {k: v for k, v in setting.items() if k not in ("rate", "wrong_mask", "shared_trunk")}
     settings = rlhf.ppo_settings(minibatch_size=RESPONSES // 2, **changes)
     policy, history, log = tuned(seed, settings, setting.get("rate", 1.0),
-                                 prompt_counted if "wrong_mask" in setting else dict)  # fmt: skip
+                                 prompt_counted if "wrong_mask" in setting else dict,
+                                 setting.get("shared_trunk", False))  # fmt: skip
     found, steps = {}, len(log) // UPDATES
     for update in range(UPDATES):
         rows = log[update * steps : (update + 1) * steps]
@@ -107,7 +112,7 @@ def run(setting: dict, seed: int) -> dict[str, float]:
 
 # --- figures ------------------------------------------------------------------------------------
 
-PARTS = ("healthy", "no clipping", "no critic", "no whitening")
+PARTS = ("healthy", "no clipping", "no critic", "shared trunk", "no whitening")
 RUNS = ("healthy", "rate × 20", "no KL", "wrong mask")
 
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from torch import nn
 
 from course_lib import plotting, rlhf
+from course_lib.live_rollouts import LiveRollouts, read_responses
 from course_lib.measuring import mean_interval
 from course_lib.ppo import gae, per_token_rewards, policy_loss, ppo_loss, value_loss
 from course_lib.ppo_rollouts import ActorCritic, PPORollouts
@@ -31,7 +32,8 @@ GRID = {
 }
 SEEDS = range(8)
 MODELS = ("instruct",)
-PPO = (per_token_rewards, gae, policy_loss, value_loss, ppo_loss, ActorCritic, PPORollouts)
+PPO = (per_token_rewards, gae, policy_loss, value_loss, ppo_loss, read_responses, ActorCritic,
+       LiveRollouts, PPORollouts)  # fmt: skip
 USES = (
     guests, preferences.judge, preferences.Judgement, preferences.demonstration,
     preferences.Labeller, preferences.panel, rlhf.tune_on_demonstrations, rlhf.collect_rankings,
@@ -41,11 +43,18 @@ USES = (
 )  # fmt: skip
 CHECKS = {"live": ("truth 12", "KL 12")}
 LEAST_SPREAD = {"truth 12": 0.1, "KL 12": 0.3}
-UPDATES, EVERY = 20, 5
+RANKINGS, STEPS = 1200, 300
+"""Of the reward model: more than a study of rewards needs, so that it is worth following."""
+UPDATES, EVERY, LR = 30, 10, 3e-4
 LIVE_UPDATES, LIVE_RESPONSES, LIVE_RANKINGS, LIVE_STEPS = 12, 32, 200, 100
 ASKED = 128
 """Held-out questions, the same of all settings of a seed."""
 MEASURES = ("truth", "helpful", "honest", "harmless", "reasons", "broken", "tokens", "proxy", "KL")
+
+
+def reward_model_of(seed: int) -> nn.Module:
+    """The reward model of every run but the chapter's, and of best-of-n."""
+    return guests.reward_model_of(seed, RANKINGS, STEPS)
 
 
 @lru_cache(guests.KEPT)
@@ -68,7 +77,7 @@ def measured(policy: nn.Module, reward_model: nn.Module, seed: int) -> dict[str,
 def best_of(seed: int, sizes: tuple[int, ...]) -> dict[str, float]:
     """The means of the best of n replies by the reward model, for each n; ``KL`` is the bound
     log n - (n - 1) / n. One set of replies serves all n."""
-    tokenizer, model = shipped("instruct")[1], guests.reward_model_of(seed)
+    tokenizer, model = shipped("instruct")[1], reward_model_of(seed)
     replies = rlhf.ask_held_out(guests.policy_of(seed), tokenizer, seed, ASKED, max(sizes))
     scores = dict(zip(map(id, replies), rlhf.score_replies(model, tokenizer, replies), strict=True))
     found = {}
@@ -81,15 +90,15 @@ def best_of(seed: int, sizes: tuple[int, ...]) -> dict[str, float]:
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
-    """``MEASURES`` after 0, 5, 10, ... updates (``"truth 10"``), of the live run after 0 and 12, or
+    """``MEASURES`` after 0, 10, 20, 30 updates (``"truth 10"``), of the live run after 0 and 12, or
     of the best of n (``"truth 16"``); ``gain``, by how much the truth rose."""
     if "best_of" in setting:
         return best_of(seed, setting["best_of"])
     live = setting.get("live", False)
     policy, tokenizer = guests.policy_of(seed), shipped("instruct")[1]
-    reward_model = live_reward_model(seed) if live else guests.reward_model_of(seed)
+    reward_model = live_reward_model(seed) if live else reward_model_of(seed)
     updates, every = (LIVE_UPDATES, LIVE_UPDATES) if live else (UPDATES, EVERY)
-    size = {"batch_size": LIVE_RESPONSES} if live else {}
+    size = {"batch_size": LIVE_RESPONSES} if live else {"lr": LR}
     settings = rlhf.ppo_settings(kl_coef=setting["kl_coef"])
     if live:
         settings = replace(settings, minibatch_size=LIVE_RESPONSES // 2)

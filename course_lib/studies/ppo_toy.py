@@ -18,6 +18,7 @@ from course_lib.enumeration import (
     objective,
     policy_distribution,
 )
+from course_lib.live_rollouts import LiveRollouts, read_responses
 from course_lib.models import Llama, LlamaConfig
 from course_lib.ppo import PPOSettings, gae, per_token_rewards, policy_loss, ppo_loss, value_loss
 from course_lib.ppo_rollouts import ActorCritic, PPORollouts
@@ -30,7 +31,8 @@ GRID = {"beta 1": {"beta": 1.0}, "beta 0.5": {"beta": 0.5}, "beta 0.3": {"beta":
 SEEDS = range(8)
 MODELS = ()
 USES = (completions, exact_optimum, kl_divergence, objective, policy_distribution, ppo_loss,
-        policy_loss, value_loss, gae, per_token_rewards, ActorCritic, PPORollouts)  # fmt: skip
+        policy_loss, value_loss, gae, per_token_rewards, read_responses, ActorCritic,
+        LiveRollouts, PPORollouts)  # fmt: skip
 CHECKS = {"beta 0.5": ("KL to optimum",)}
 LEAST_SPREAD = {"KL to optimum": 0.001}
 ROLLOUT, STEPS, LR = 256, 400, 3e-3
