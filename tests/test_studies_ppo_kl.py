@@ -41,7 +41,7 @@ def test_best_of_n_takes_the_best_of_each_question(monkeypatch):
     replies = [read_reply(tokenizer, Question("inn", "Oakby"),
                           tokenizer(" " + text)["input_ids"]) for text in texts]  # fmt: skip
     monkeypatch.setattr(guests, "policy_of", lambda seed: None)
-    monkeypatch.setattr(guests, "reward_model_of", lambda seed: None)
+    monkeypatch.setattr(guests, "reward_model_of", lambda seed, *how: None)
     monkeypatch.setattr(rlhf, "ask_held_out", lambda *given: replies)
     monkeypatch.setattr(rlhf, "score_replies", lambda m, t, some: [float(len(texts[some.index(r)]))
                                                                    for r in some])  # fmt: skip
@@ -97,6 +97,6 @@ def test_each_setting_has_every_measure(setting):
     results = load("ppo_kl")
     for measure in ppo_kl.MEASURES:
         at, means = ppo_kl.course_of(results, setting, measure)
-        assert len(at) == {"best of n": 6, "live": 2}.get(setting, 5)
+        assert len(at) == {"best of n": 6, "live": 2}.get(setting, 4)
         assert len(results.of(setting, f"{measure} {at[-1]}")) == len(ppo_kl.SEEDS)
         assert all(map(math.isfinite, means))
