@@ -1,8 +1,9 @@
 """The three steps of RLHF on the micro-world's guests: demonstrations, rankings, reinforcement.
 
 The steps of Ouyang et al. (2022, figure 2), put together from ``sft``, ``reward`` and ``ppo`` on
-the questions of ``world.preferences``, and the way around the last two: ``dpo`` on the rankings. The recipe of the preference-tuned model, the studies and
-the chapters run these functions, so all of them train the same way.
+the questions of ``world.preferences``, and the way around the reward model: ``dpo`` on rankings.
+The recipe of the preference-tuned model, the studies and the chapters run these functions, so all
+of them train the same way.
 Simplified away: rankings of several policies' replies, further rounds of labelling, a mix of
 pretraining text into PPO (PPO-ptx).
 """
@@ -307,7 +308,8 @@ def tune_by_dpo(
     """A copy of the policy after DPO on rankings; the policy itself is the reference.
 
     Args:
-        rankings: each pair of one is a pair of the loss.
+        rankings: their pairs are drawn in random order; a pair that no step would reach is not read
+            by the reference either.
         beta: the weight of the KL in the objective whose optimum is looked for.
         batch_size: pairs a step.
         reference: of the log-ratios, if it is another: that of an earlier round.
@@ -317,9 +319,10 @@ def tune_by_dpo(
         (policy in evaluation mode, log of the steps: see ``training`` and ``dpo``).
     """
     model, reference = copy.deepcopy(policy), policy if reference is None else reference
-    data = reference_pairs(reference, preference_pairs(rankings), tokenizer.pad_token_id,
+    pairs, generator = preference_pairs(rankings), Generator().manual_seed(seed)
+    drawn = torch.randperm(len(pairs), generator=generator)[: steps * batch_size].tolist()
+    data = reference_pairs(reference, [pairs[i] for i in drawn], tokenizer.pad_token_id,
                            temperature=TEMPERATURE)  # fmt: skip
-    generator = Generator().manual_seed(seed)
     stream = data.batches(reference, tokenizer.pad_token_id, batch_size, generator)
     log = train(
         model, stream, pair_loss(beta, temperature=TEMPERATURE), max_steps=steps, lr=lr,
@@ -385,4 +388,3 @@ def ask_held_out(
 def score_with(reward_model: nn.Module, tokenizer) -> Callable:
     """The reward model as PPO's reward."""
     return scorer(reward_model, tokenizer.pad_token_id)
-
