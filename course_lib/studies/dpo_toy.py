@@ -89,8 +89,8 @@ def optimum_of(setting: dict, before: Tensor, scores: Tensor) -> Tensor:
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
-    """``KL to optimum`` of the tuned policy and of its start, in nats; how far it ``moved``, its KL to
-    the start; of 2,000 pairs also by how much the loss on them is lower than that of the optimum
+    """``KL to optimum`` of the tuned policy and of its start, and its KL to the start (``moved``),
+    in nats; of 2,000 pairs also by how much the loss on them is lower than that of the optimum
     (``below the optimum``)."""
     ref, scores, beta = ppo_toy.reference(seed), ppo_toy.scores_of(seed), setting["beta"]
     certain, count = setting.get("certain", False), setting.get("count")
