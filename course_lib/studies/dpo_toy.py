@@ -81,7 +81,7 @@ def sample_loss(probs: Tensor, ref_probs: Tensor, numbers: Tensor, beta: float) 
 
 def optimum_of(setting: dict, before: Tensor, scores: Tensor) -> Tensor:
     """What the loss looks for, (31,). IPO's is the reference tilted by how often a response wins
-    against one of the reference's (Azar et al., 2024, equation 7)."""
+    against one of the reference's (Azar et al., 2024, section 5)."""
     if setting.get("loss_type") == "ipo_sum":
         wins = (scores[:, None] > scores[None, :]).double() @ before
         scores = wins + before / 2  # a tie with itself is half a win
