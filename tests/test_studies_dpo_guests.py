@@ -34,6 +34,7 @@ def test_pairs_are_read_by_hand(monkeypatch):
     monkeypatch.setattr(guests, "held_out_rankings", lambda seed: [[(a, 0), (b, 1), (c, 2)]])
     monkeypatch.setattr(rlhf, "reply_logps", lambda model, replies, pad: torch.tensor(
         [logps[id(model)][id(reply)] for reply in replies]))  # fmt: skip
+    dpo_guests.held_out_pairs.cache_clear()
     found = dpo_guests.read_pairs(policy, 0)
     assert found["chosen"] == pytest.approx(-16 / 3, abs=1e-4)
     assert found["rejected"] == pytest.approx(-22 / 3, abs=1e-4)
@@ -41,6 +42,7 @@ def test_pairs_are_read_by_hand(monkeypatch):
     assert found["accuracy"] == pytest.approx(1 / 3, abs=1e-4)
     at_start = dpo_guests.read_pairs(start, 0)
     assert at_start["margin"] == 0 and at_start["accuracy"] == 0.5
+    dpo_guests.held_out_pairs.cache_clear()
 
 
 @pytest.fixture

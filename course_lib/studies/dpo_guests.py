@@ -7,15 +7,16 @@ rows read and learnt. Figures for PPO are the study ppo_kl's, measured on the sa
 """
 
 import math
+from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from course_lib import plotting, rlhf
 from course_lib.dpo import dpo_loss, pair_logps, pair_loss, reference_pairs
 from course_lib.measuring import mean_interval
 from course_lib.pairs import PairBatches, collate_pairs
-from course_lib.rlhf import Ranking
+from course_lib.rlhf import Ranking, Reply
 from course_lib.studies import guests, ppo_kl
 from course_lib.studies.stored import Results
 from course_lib.studies.tuning import shipped
@@ -47,16 +48,24 @@ MEASURES = ("truth", "helpful", "honest", "harmless", "reasons", "broken", "toke
             "chosen", "rejected", "margin", "accuracy")  # fmt: skip
 
 
+@lru_cache(guests.KEPT)
+def held_out_pairs(seed: int) -> tuple[list[Reply], Tensor, Tensor]:
+    """The replies of clean held-out rankings, (N,), the numbers of the better and the worse one of
+    each pair, (2, P), and the log π of the start, (N,)."""
+    pairs = guests.pairs_of(guests.held_out_rankings(seed))
+    replies = list({id(reply): reply for pair in pairs for reply in pair}.values())
+    where = {id(reply): i for i, reply in enumerate(replies)}
+    numbers = torch.tensor([[where[id(reply)] for reply in pair] for pair in pairs]).T
+    pad = shipped("instruct")[1].pad_token_id
+    return replies, numbers, rlhf.reply_logps(guests.policy_of(seed), replies, pad)
+
+
 def read_pairs(policy: nn.Module, seed: int) -> dict[str, float]:
     """log π of the better and of the worse reply of clean held-out pairs (``chosen``,
     ``rejected``), the difference of their log-ratios to the start (``margin``), in nats, and how
     often it is above 0 (``accuracy``; 0 counts half)."""
-    pad = shipped("instruct")[1].pad_token_id
-    pairs = guests.pairs_of(guests.held_out_rankings(seed))
-    replies = list({id(reply): reply for pair in pairs for reply in pair}.values())
-    where = {id(reply): i for i, reply in enumerate(replies)}
-    now, start = (rlhf.reply_logps(m, replies, pad) for m in (policy, guests.policy_of(seed)))
-    better, worse = torch.tensor([[where[id(reply)] for reply in pair] for pair in pairs]).T
+    replies, (better, worse), start = held_out_pairs(seed)
+    now = rlhf.reply_logps(policy, replies, shipped("instruct")[1].pad_token_id)  # (N,)
     margin = (now - start)[better] - (now - start)[worse]  # (P,)
     right = (margin > 0).float() + 0.5 * (margin == 0)
     found = {"chosen": now[better], "rejected": now[worse], "margin": margin, "accuracy": right}
