@@ -130,7 +130,7 @@ def betas(results: Results) -> list[str]:
 
 def draw(results: Results):
     """Truth, KL and accuracy against β, with 99 % intervals; the start's truth as a line."""
-    labels = {"truth": "truth", "KL": "KL (nats a reply)", "accuracy": "accuracy on held-out pairs"}
+    labels = {"truth": "truth", "KL": "KL (nats a reply)", "accuracy": "accuracy (held-out pairs)"}
     fig, axes = plotting.panels("What β does", 3, size=(9, 3.2))
     names = betas(results)
     at = [float(name.split()[1]) for name in names]
@@ -156,15 +156,15 @@ def draw_frontier(results: Results, ppo: Results):
 
     roots, truths = zip(*[point("start"), *map(point, reversed(betas(results)))])
     ax.plot(roots, truths, marker="o", color=plotting.COLOURS["blue"], label="DPO, β from ∞ down")
-    ax.plot(*point("on-policy"), marker="*", markersize=12, linestyle="none", label="on-policy",
-            color=plotting.COLOURS["orange"])  # fmt: skip
+    ax.plot(*point("on-policy"), marker="*", markersize=12, linestyle="none",
+            label="DPO, on-policy", color=plotting.COLOURS["orange"])  # fmt: skip
     for number, setting in enumerate([*ppo_kl.weights(ppo), "best of n"]):
         kls, means = (ppo_kl.course_of(ppo, setting, measure)[1] for measure in ("KL", "truth"))
         ax.plot([math.sqrt(max(kl, 0)) for kl in kls], means, markersize=4, linewidth=1,
                 linestyle="--", marker=plotting.MARKERS[number + 1],
                 label=setting.replace("kl", "PPO, weight"))  # fmt: skip
     ax.set_xlim(-0.1, 5)
-    fig.legend(loc="outside right center", fontsize=8)
+    fig.legend(loc="outside right center")
     return fig
 
 
