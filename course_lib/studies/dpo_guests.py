@@ -42,7 +42,7 @@ USES = (
 )  # fmt: skip
 CHECKS = {"live": ("truth", "KL")}
 LEAST_SPREAD = {"truth": 0.1, "KL": 0.3}
-RANKINGS, STEPS, LR, BATCH = ppo_kl.RANKINGS, 180, 1e-3, 16
+RANKINGS, STEPS, LR, BATCH = ppo_kl.RANKINGS, 150, 1e-3, 16
 LIVE_RANKINGS, LIVE_STEPS = ppo_kl.LIVE_RANKINGS, 140
 MEASURES = ("truth", "helpful", "honest", "harmless", "reasons", "broken", "tokens", "KL",
             "chosen", "rejected", "margin", "accuracy")  # fmt: skip
