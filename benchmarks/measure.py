@@ -58,6 +58,24 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], rounds: in
     return result
 
 
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most bytes that tensors took during the call, on top of what was there before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
 def matmul_peak(device: torch.device, size: int = 1024, tries: int = 12) -> float:
     """Floating-point operations a second of the fastest of ``tries`` square fp32 products."""
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)

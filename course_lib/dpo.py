@@ -50,7 +50,7 @@ from torch import Generator, Tensor, nn
 
 from course_lib.files import read_text, write_json
 from course_lib.models import mask_inputs
-from course_lib.ops import IGNORE_INDEX, sequence_logprobs, shift_labels
+from course_lib.ops import IGNORE_INDEX, sequence_logprobs, shift_labels, token_logprobs
 from course_lib.pairs import (
     Pair,
     PairBatch,
@@ -60,6 +60,7 @@ from course_lib.pairs import (
     encode_pairs,
     usable_pairs,
 )
+from course_lib.rows import collate, pack
 from course_lib.runtime import autocast, evaluation_mode, model_device
 from course_lib.training import counted
 
@@ -189,29 +190,57 @@ def _lengths(tokens: Tensor | None, name: str, ratios: Tensor) -> Tensor:
 
 
 def pair_logps(
-    model: nn.Module, batch: Mapping[str, Tensor], temperature: float = 1.0
+    model: nn.Module, batch: Mapping[str, Tensor], temperature: float = 1.0, packed: bool = False
 ) -> tuple[Tensor, Tensor]:
     """log π of the preferred responses and of the others, from one pass in evaluation mode.
 
-    Logits are computed from the first column of responses on, not for the prompts before it.
+    Padded, logits are computed from the first column of responses on, not for the prompts before.
 
     Args:
         model: follows transformers' calling convention; decoder-only.
         batch: of ``collate_pairs``.
         temperature: divides the logits: the policy is the one that is sampled at it.
+        packed: read less padding: rows of several texts, which the model tells apart by their
+            positions (``rows.pack``). All of ours do; of transformers', those that take
+            ``position_ids``.
 
     Returns:
         (B,) each, sums over the response.
     """
     ids, mask, labels = (batch[name].flatten(0, 1)
                          for name in ("input_ids", "attention_mask", "labels"))  # fmt: skip
+    if packed:
+        return _packed_logps(model, ids, mask, labels, temperature).view(-1, 2).unbind(1)
     first = int((labels != IGNORE_INDEX).any(0).int().argmax())
     keep = labels.shape[1] - first + 1  # one more: the first token is predicted before it
     with evaluation_mode(model):
         logits = model(ids, **mask_inputs(model, mask), use_cache=False, logits_to_keep=keep).logits
     logits = logits if temperature == 1 else logits / temperature  # (2B, keep, V)
-    logps = sequence_logprobs(logits, labels[:, -keep:])  # (2B,)
-    return logps.view(-1, 2).unbind(1)
+    return sequence_logprobs(logits, labels[:, -keep:]).view(-1, 2).unbind(1)
+
+
+def _packed_logps(
+    model: nn.Module, ids: Tensor, mask: Tensor, labels: Tensor, temperature: float
+) -> Tensor:
+    """(2B,) of rows (2B, T). What is packed is where each token stands in the padded batch.
+
+    Packed rows are half as long again as the longest text, which leaves room for short ones beside
+    it; in longer ones attention would cost more than the padding.
+    """
+    T = ids.shape[1]
+    texts = [[i * T + t for t in kept.nonzero()[:, 0].tolist()]
+             for i, kept in enumerate(mask.cpu())]  # fmt: skip
+    places = [{"input_ids": text, "labels": text} for text in texts]
+    packed = collate(pack(places, max(map(len, texts)) * 3 // 2), 0)
+    where, positions = (packed[name].to(ids.device) for name in ("input_ids", "position_ids"))
+    nothing_before = positions == 0  # the first token of a text, and padding
+    targets = labels.flatten()[where].masked_fill(nothing_before, IGNORE_INDEX)  # (R, W)
+    with evaluation_mode(model):
+        out = model(ids.flatten()[where], **mask_inputs(model, None, positions), use_cache=False)
+    logits = out.logits if temperature == 1 else out.logits / temperature  # (R, W, V)
+    logprobs = token_logprobs(logits, targets)  # (R, W-1)
+    rows = (where // T)[:, 1:]  # (R, W-1): the text of each token that is predicted
+    return logprobs.new_zeros(len(ids)).index_add(0, rows.flatten(), logprobs.flatten())
 
 
 @dataclass(frozen=True)
@@ -319,13 +348,14 @@ def reference_pairs(
 
 def pair_loss(
     beta: float, *, loss_type: str = "sigmoid", label_smoothing: float = 0.0,
-    temperature: float = 1.0,
+    temperature: float = 1.0, packed: bool = False,
 ) -> Callable[[nn.Module, Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]:  # fmt: skip
     """The loss function of ``training.train``: the mean of ``dpo_loss`` over the pairs of a step.
 
     Args:
         beta, loss_type, label_smoothing: see ``dpo_loss``.
         temperature: that of ``reference_pairs``.
+        packed: see ``pair_logps``; faster where lengths differ.
 
     Returns:
         (model, batch) -> (loss, what is logged: see the module). The batch is one of
@@ -337,7 +367,7 @@ def pair_loss(
     _check_settings(beta, loss_type, label_smoothing)
 
     def loss_fn(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen, rejected = pair_logps(model, batch, temperature)  # (B,)
+        chosen, rejected = pair_logps(model, batch, temperature, packed)  # (B,)
         kept = shift_labels(batch["labels"].flatten(0, 1)) != IGNORE_INDEX  # (2B, T)
         tokens = kept.sum(1).view(-1, 2)  # (B, 2)
         losses, chosen_rewards, rejected_rewards = dpo_loss(

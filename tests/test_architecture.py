@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "completion": {"generation", "measuring", "rollout", "runtime"},
     "chat": {"completion", "generation", "measuring", "ops", "rows"},
     "rankings": {"chat", "rows"},
+    "pairs": {"chat", "ops", "rows"},
     "live_rollouts": {"generation", "models", "ops", "rollout", "rows", "runtime"},
     # algorithms: never each other. Denoising is a part of pretraining that is a file of its own.
     "sft": SAMPLING,
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "ppo": SAMPLING,
     # The stream of PPO's rollouts is a part of PPO that is a file of its own.
     "ppo_rollouts": SAMPLING | {"ppo"},
+    "dpo": SAMPLING | {"pairs"},
     "bradley_terry": set(),
     # what an algorithm should come to, on a policy small enough to count
     "enumeration": {"ops", "models", "rollout", "rows"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import encoder, generation, measure, ppo, sft_step, training_step
+from benchmarks import dpo, encoder, generation, measure, ppo, sft_step, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +72,22 @@ def test_the_peak_counts_two_operations_for_each_product(monkeypatch):
     times = iter([1.0, 0.5, 2.0])
     monkeypatch.setattr(measure, "seconds", lambda call: next(times))
     assert measure.matmul_peak(torch.device("cpu"), size=8, tries=3) == 2048
+
+
+def test_the_peak_of_memory_is_what_lies_there_at_once():
+    """1,000 numbers, and 2,000 more after the first are gone: 8,000 bytes of float32, not the
+    12,000 of both; with the first still there 12,000. What was there before does not count."""
+    before = torch.zeros(5000)
+
+    def both(keep: bool) -> None:
+        first = torch.zeros(1000)
+        if not keep:
+            del first
+        torch.zeros(2000)
+
+    assert measure.peak_bytes(lambda: both(False), torch.device("cpu")) == 8000
+    assert measure.peak_bytes(lambda: both(True), torch.device("cpu")) == 12000
+    assert before.numel() == 5000
 
 
 def test_a_table_lines_up_on_the_right():
@@ -274,13 +290,50 @@ def test_other_advantages_are_not_timed(monkeypatch, vectorised):
         ppo.estimators(tiny(), vectorised)
 
 
+def small_dpo(monkeypatch) -> None:
+    """Three pairs of a prompt of three tokens and responses of two and four."""
+    monkeypatch.setattr(dpo, "PAIRS", 3)
+    monkeypatch.setattr(dpo, "PROMPT", (3, 3))
+    monkeypatch.setattr(dpo, "RESPONSE", (2, 2))
+
+
+def test_the_table_of_dpo(monkeypatch):
+    """Three pairs of 2 · (3 + 2) tokens in .5 s: 60 a second. Both sides did two steps beforehand
+    with the same losses, and the model given stays as it was."""
+    small_dpo(monkeypatch)
+    fixed_times(monkeypatch, dpo)
+    monkeypatch.setattr(dpo, "peak_bytes", lambda step, device: 7e6)
+    model = tiny()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    lines = dpo.main(model, peak=1e6, rounds=3).splitlines()
+    assert lines[0] == "DPO step / trl's, 3 pairs, 30 tokens"
+    figures = "60 2.00 2.00-2.00 1.6 7 7".split()
+    assert [line.split() for line in lines[2:]] == [
+        ["padded", "before", *figures], ["packed", "before", *figures],
+        ["packed", "each", "step", *figures],
+    ]  # fmt: skip
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("precompute", [True, False])
+def test_both_sides_of_the_dpo_step_learn_alike(monkeypatch, tmp_path, precompute):
+    """Four steps from log 2 on: both losses fall, and stay equal."""
+    small_dpo(monkeypatch)
+    monkeypatch.setattr(dpo, "RESPONSE", (2, 6))
+    pairs = dpo.random_pairs(17)
+    sides = dpo.steps(tiny(), pairs, True, precompute, str(tmp_path))
+    ours, theirs = (torch.stack([step() for _ in range(4)]) for step in sides)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert ours[0].item() == pytest.approx(0.6931, abs=1e-4) and (ours.diff() < 0).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nosuch"],
             "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step, "
-            "ppo",
+            "ppo, dpo",
         ),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],
