@@ -1,8 +1,9 @@
 """The three steps of RLHF on the micro-world's guests: demonstrations, rankings, reinforcement.
 
 The steps of Ouyang et al. (2022, figure 2), put together from ``sft``, ``reward`` and ``ppo`` on
-the questions of ``world.preferences``. The recipe of the preference-tuned model, the studies and
-the chapters run these functions, so all of them train the same way.
+the questions of ``world.preferences``, and the way around the reward model: ``dpo`` on rankings.
+The recipe of the preference-tuned model, the studies and the chapters run these functions, so all
+of them train the same way.
 Simplified away: rankings of several policies' replies, further rounds of labelling, a mix of
 pretraining text into PPO (PPO-ptx).
 """
@@ -19,8 +20,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from course_lib.chat import course_format, encode_chat, turns
+from course_lib.dpo import pair_loss, reference_pairs
 from course_lib.models.heads import WithScalarHead
 from course_lib.ops import IGNORE_INDEX, sequence_logprobs
+from course_lib.pairs import Pair
 from course_lib.ppo import PPOSettings, ppo_loss
 from course_lib.ppo_rollouts import ActorCritic, PPORollouts
 from course_lib.reward import collate_rankings, ranking_loss, score_rows, scorer
@@ -287,6 +290,48 @@ def truth_scorer(tokenizer) -> Callable[[list[list[int]], list[list[int]]], Tens
     return score
 
 
+# --- instead of steps 2b and 3: DPO -------------------------------------------------------------
+
+
+def preference_pairs(rankings: Sequence[Ranking]) -> list[Pair]:
+    """Every pair of every ranking that does not tie, the preferred reply first, as token ids."""
+    return [Pair(list(a.prompt_ids), list(a.ids), list(b.ids))
+            for ranking in rankings for a, i in ranking for b, j in ranking if i < j]  # fmt: skip
+
+
+def tune_by_dpo(
+    policy: nn.Module, tokenizer, rankings: Sequence[Ranking], seed: int, *, beta: float = 0.2,
+    steps: int = 300, lr: float = 3e-4, batch_size: int = 16, schedule: str = "linear",
+    warmup_steps: int = 20, reference: nn.Module | None = None,
+    watch: Callable[[nn.Module, int], dict] | None = None, watch_every: int | None = None,
+) -> tuple[nn.Module, list[dict]]:  # fmt: skip
+    """A copy of the policy after DPO on rankings; the policy itself is the reference.
+
+    Args:
+        rankings: their pairs are drawn in random order; a pair that no step would reach is not read
+            by the reference either.
+        beta: the weight of the KL in the objective whose optimum is looked for.
+        batch_size: pairs a step.
+        reference: of the log-ratios, if it is another: that of an earlier round.
+        watch: (policy, steps so far) -> {name: number}, called every ``watch_every`` steps.
+
+    Returns:
+        (policy in evaluation mode, log of the steps: see ``training`` and ``dpo``).
+    """
+    model, reference = copy.deepcopy(policy), policy if reference is None else reference
+    pairs, generator = preference_pairs(rankings), Generator().manual_seed(seed)
+    drawn = torch.randperm(len(pairs), generator=generator)[: steps * batch_size].tolist()
+    data = reference_pairs(reference, [pairs[i] for i in drawn], tokenizer.pad_token_id,
+                           temperature=TEMPERATURE)  # fmt: skip
+    stream = data.batches(reference, tokenizer.pad_token_id, batch_size, generator)
+    log = train(
+        model, stream, pair_loss(beta, temperature=TEMPERATURE), max_steps=steps, lr=lr,
+        schedule=schedule, warmup_steps=warmup_steps, progress=False, evaluate=watch,
+        evaluate_every=watch_every,
+    )  # fmt: skip
+    return model.eval(), log
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
@@ -315,6 +360,14 @@ def _logps(model: nn.Module, rows: Sequence[Row], pad: int) -> Tensor:
     return torch.cat(parts)
 
 
+def reply_logps(policy: nn.Module, replies: Sequence[Reply], pad: int) -> Tensor:
+    """log π of each reply at ``TEMPERATURE``, summed over its tokens, (N,)."""
+    rows = [{"input_ids": r.row, "labels": [IGNORE_INDEX] * len(r.prompt_ids) + list(r.ids)}
+            for r in replies]  # fmt: skip
+    with torch.no_grad():
+        return _logps(policy, rows, pad)
+
+
 def figures(replies: Sequence[Reply]) -> dict[str, float]:
     """Means over replies: ``truth``, its parts ``helpful``, ``honest``, ``harmless``, and what the
     sentences were, in sentences a reply (``PARTS``), and ``tokens``."""
@@ -335,4 +388,3 @@ def ask_held_out(
 def score_with(reward_model: nn.Module, tokenizer) -> Callable:
     """The reward model as PPO's reward."""
     return scorer(reward_model, tokenizer.pad_token_id)
-

@@ -434,6 +434,79 @@ def test_the_truth_as_a_reward_is_that_of_the_judge(tokenizer):
     assert score(prompts[:1], [[tokenizer.eos_token_id]]).tolist() == [-3]
 
 
+# --- instead of steps 2b and 3: DPO -------------------------------------------------------------
+
+
+def test_pairs_are_those_of_a_ranking_that_do_not_tie(tokenizer):
+    """Ranks 1, 0, 1: the second is preferred to both others, and they tie. The prompt and the end
+    token are with it."""
+    a, b, c = (reply(tokenizer, text) for text in (SOUP, BED, "I like you."))
+    pairs = rlhf.preference_pairs([[(a, 1), (b, 0), (c, 1)], [(c, 0), (a, 1)]])
+    assert [(p.chosen, p.rejected) for p in pairs] == [
+        ([*b.ids], [*a.ids]), ([*b.ids], [*c.ids]), ([*c.ids], [*a.ids])
+    ]  # fmt: skip
+    assert all(p.prompt == rlhf.prompt_ids(tokenizer, INN) for p in pairs)
+    assert pairs[0].chosen[-1] == tokenizer.eos_token_id
+
+
+def test_dpo_trains_a_copy_against_the_policy_itself(tokenizer):
+    """The first loss is log 2, at any temperature but only if both are read at the same; six
+    rankings are learnt by heart. The same seed gives the same policy, another one another."""
+    policy, rankings = tiny(tokenizer), some_rankings(tokenizer)
+    before, seen = weights(policy), []
+    tuned, log = rlhf.tune_by_dpo(
+        policy, tokenizer, rankings, 3, beta=0.5, steps=40, lr=0.01, batch_size=6,
+        watch=lambda model, step: seen.append(step) or {}, watch_every=20,
+    )  # fmt: skip
+    assert unchanged(policy, before) and not unchanged(tuned, before) and not tuned.training
+    assert log[0]["loss"] == pytest.approx(0.6931, abs=1e-4) and len(log) == 40
+    assert log[-1]["loss"] < 0.2 and seen == [20, 40]
+    couples = [(one, other) for ranking in rankings for one, i in ranking for other, j in ranking
+               if i < j]  # fmt: skip
+    better, worse = (
+        rlhf.reply_logps(tuned, list(some), tokenizer.pad_token_id)
+        - rlhf.reply_logps(policy, list(some), tokenizer.pad_token_id) for some in zip(*couples)
+    )  # fmt: skip
+    assert (better > worse).float().mean() > 0.9
+    again, other = (rlhf.tune_by_dpo(policy, tokenizer, rankings, seed, steps=2, batch_size=2)[0]
+                    for seed in (5, 6))  # fmt: skip
+    same = rlhf.tune_by_dpo(policy, tokenizer, rankings, 5, steps=2, batch_size=2)[0]
+    assert unchanged(again, weights(same)) and not unchanged(again, weights(other))
+
+
+def test_the_reference_may_be_another_and_reads_no_pair_in_vain(tokenizer, monkeypatch):
+    """An earlier policy as the reference: the first loss is not log 2. Two steps of three pairs
+    need six."""
+    start, policy = tiny(tokenizer), tiny(tokenizer, 1)
+    read, real = [], rlhf.reference_pairs
+
+    def noted(model, pairs, pad, *, temperature):
+        read.append((model, len(pairs), temperature))
+        return real(model, pairs, pad, temperature=temperature)
+
+    monkeypatch.setattr(rlhf, "reference_pairs", noted)
+    _, log = rlhf.tune_by_dpo(policy, tokenizer, some_rankings(tokenizer), 0, beta=2.0, steps=2,
+                              batch_size=3, reference=start)  # fmt: skip
+    assert read == [(start, 6, rlhf.TEMPERATURE)]
+    assert abs(log[0]["loss"] - 0.6931) > 0.01
+
+
+def test_the_log_probability_of_a_reply_by_hand(tokenizer):
+    """The log-softmax of the logits over the temperature, at each token of the reply, its end too;
+    alone or beside a longer one."""
+    policy = tiny(tokenizer)
+    written = [reply(tokenizer, BED), reply(tokenizer, f"{BED} {SOUP}")]
+    want = []
+    for r in written:
+        with torch.no_grad():
+            logits = policy(torch.tensor([r.row])).logits[0] / rlhf.TEMPERATURE
+        at = logits.log_softmax(-1)
+        first = len(r.prompt_ids)
+        want.append(sum(at[first + i - 1, token].item() for i, token in enumerate(r.ids)))
+    found = rlhf.reply_logps(policy, written, tokenizer.pad_token_id)
+    assert_close(found, torch.tensor(want), atol=1e-3, rtol=1e-4)
+
+
 # --- figures ------------------------------------------------------------------------------------
 
 
