@@ -112,6 +112,34 @@ def grade(predictions: Sequence[str], answers: Sequence[str]) -> Result:
     return Result(tuple(predictions), tuple(p == a for p, a in zip(predictions, answers)))
 
 
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """1 - C(n - c, k) / C(n, k): whether any of k samples is right, where c of n were.
+
+    The unbiased estimator (Chen et al., 2021, equation 1), as a product, for the binomials are
+    large numbers. 1 - (1 - c / n)^k, which draws the same sample more than once, is too low.
+
+    Args:
+        n: samples drawn.
+        c: those that are right.
+        k: at most n.
+
+    Raises:
+        ValueError: c or k that do not fit n.
+
+    Example: of three samples one is right; two of the three pairs have it.
+        >>> round(pass_at_k(3, 1, 2), 4)
+        0.6667
+    """
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(
+            f"Of n={n} samples c={c} are right and k={k} are taken: expected 0 <= c <= n and "
+            "1 <= k <= n."
+        )
+    if n - c < k:
+        return 1.0  # more are taken than are wrong
+    return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
+
+
 def mean_interval(values: Sequence[float], level: float = 0.99) -> tuple[float, float, float]:
     """(mean, low, high): Student's t-interval of the mean of independent runs (Student, 1908).
 

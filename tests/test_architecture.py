@@ -50,9 +50,11 @@ MAY_IMPORT = {
     "sft": SAMPLING,
     "reward": SAMPLING | {"rankings"},
     "ppo": SAMPLING,
-    # The stream of PPO's rollouts is a part of PPO that is a file of its own.
+    # The stream of PPO's rollouts is a part of PPO that is a file of its own; so is GRPO's.
     "ppo_rollouts": SAMPLING | {"ppo"},
     "dpo": SAMPLING | {"pairs"},
+    "grpo": SAMPLING,
+    "grpo_rollouts": SAMPLING | {"grpo"},
     "bradley_terry": set(),
     # what an algorithm should come to, on a policy small enough to count
     "enumeration": {"ops", "models", "rollout", "rows"},
@@ -64,6 +66,8 @@ MAY_IMPORT = {
     # the three steps of RLHF, put together on the micro-world's question with many answers
     "rlhf": SAMPLING | {"rankings", "reward", "ppo", "ppo_rollouts", "dpo", "pairs", "sft",
                         "shipped", "world"},
+    # GRPO with verifiers, put together on the micro-world's sums
+    "reasoning": SAMPLING | {"grpo", "grpo_rollouts", "sft", "world"},
     # the micro-world, and the models that were made of it
     "world": SAMPLING | {"shipped"},
     "shipped": {"files", "models", "runtime"},
@@ -149,19 +153,21 @@ def test_the_table_names_what_there_is_and_allows_no_circle():
 
 
 ALGORITHMS = {"sft", "pretraining", "denoising", "curation", "prompting",
-              "reward", "ppo", "ppo_rollouts", "dpo", "grpo", "peft", "rag"}  # fmt: skip
+              "reward", "ppo", "ppo_rollouts", "dpo", "grpo", "grpo_rollouts", "peft",
+              "rag"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(MAY_IMPORT))
 def test_only_the_top_knows_algorithms(name):
     """The table itself keeps the rules: no algorithm imports another, and neither the world nor
-    what algorithms build on imports one; studies and recipes may, and ``rlhf``, which puts them
-    together on the micro-world."""
+    what algorithms build on imports one; studies and recipes may, and ``rlhf`` and ``reasoning``,
+    which put some together on the micro-world."""
     allowed = MAY_IMPORT[name] - {name}
-    if name in ("studies", "recipes", "rlhf"):
+    if name in ("studies", "recipes", "rlhf", "reasoning"):
         return
     assert not allowed & {"recipes", *BOOK}, name
-    parts = {"pretraining": {"denoising"}, "ppo_rollouts": {"ppo"}}
+    parts = {"pretraining": {"denoising"}, "ppo_rollouts": {"ppo"},
+             "grpo_rollouts": {"grpo"}}  # fmt: skip
     assert allowed & ALGORITHMS <= parts.get(name, set())
     if name in SAMPLING | ALGORITHMS - {"curation"}:
         assert not allowed & {"world", "shipped", "studies"}
@@ -186,7 +192,8 @@ def test_every_way_to_import_is_seen(tmp_path, source, names):
 def test_world_generators_need_no_torch():
     """Documents come from the standard library alone, so the corpus runs in light processes."""
     for name in ("lexicon", "heldout", "facts", "arithmetic", "tasks", "lists", "prose",
-                 "documents", "foreign", "sites", "crawl", "instructions", "wordings"):  # fmt: skip
+                 "documents", "foreign", "sites", "crawl", "instructions", "wordings",
+                 "verifiers"):  # fmt: skip
         assert "torch" not in tops(imports(PACKAGE / "world" / f"{name}.py"))
 
 
