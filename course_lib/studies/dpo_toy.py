@@ -40,7 +40,7 @@ USES = (completions, exact_optimum, kl_divergence, policy_distribution, dpo_loss
         pair_loss, collate_pairs, PairBatches, ppo_toy.reference, ppo_toy.scores_of)  # fmt: skip
 CHECKS = {"fresh, beta 0.5": ("KL to optimum",)}
 LEAST_SPREAD = {"KL to optimum": 0.001}
-BATCH, STEPS, LR = 256, 400, 1e-2
+BATCH, STEPS, LR = 512, 400, 6e-3
 
 
 def draw_pairs(
