@@ -31,15 +31,18 @@ k3    r - 1 - log r   the KL            1 - r: the gradient of KL(p_ref ‖ p), 
 ===== =============== ================= ==========================================================
 
 The paper takes k3, so it does not go to the optimum above. All three hold for tokens of the current
-policy: after its first step on a rollout none is exact. And each sees the token's own KL alone, not
-what the token does to the KL of those that follow.
+policy: after its first step on a rollout none is exact. ``kl_corrected`` multiplies each by the
+ratio p_new / p_old, whose gradient counts, too: value and gradient of k1 and k3 are then those of
+KL(p ‖ p_ref), on later steps as well (DeepSeek-AI, 2025, "DeepSeek-V3.2"; trl's default). Even so
+each sees the token's own KL alone, not what the token does to the KL of those that follow.
 
 What ``grpo_loss`` logs, over the response tokens that count; of several batches in a step, their
 mean weighted as the loss is:
 
 ============ ======================================================================================
 pg_loss      mean of ``token_losses``, whatever the normalisation
-kl_loss      mean of the estimator, without ``kl_loss_coef``; only where there is a reference
+kl_loss      mean of the estimator as it stands in the loss, without ``kl_loss_coef``; only where
+             there is a reference
 entropy      mean entropy of the next token's distribution, in nats a token
 approx_kl    mean of ``ops.kl_k3(old, new)``: KL from the rollout's policy to that of the step, nats
              a token. Not the distance from the reference
@@ -295,6 +298,7 @@ class GRPOSettings:
     kl_coef: float = 0.0  # of the KL in the reward
     kl_loss_coef: float = 0.0  # of the KL in the loss; the paper's β, .04 there
     kl_estimator: str = "k3"  # of the KL in the loss
+    kl_corrected: bool = False  # the KL in the loss times the ratio
     # Responses cut off: keep = as they are; mask = out of the loss, though their score counts in
     # the group's mean; penalise = truncation_penalty off their score.
     truncated: str = "keep"
@@ -354,19 +358,19 @@ def grpo_loss(
         logprobs, entropies, _ = read_responses(model, batch, settings.temperature)
         losses = pg = token_losses(logprobs, old, batch["advantages"], settings.clip_eps,
                                    settings.clip_eps_high)  # fmt: skip
-        numbers = {"pg_loss": pg, "entropy": entropies}
+        numbers, ratio = {"pg_loss": pg, "entropy": entropies}, (logprobs - old).exp()
         if "ref_logprobs" in batch:
-            numbers["kl_loss"] = kl = estimator(logprobs, batch["ref_logprobs"])
+            kl = estimator(logprobs, batch["ref_logprobs"])
+            numbers["kl_loss"] = kl = kl * ratio if settings.kl_corrected else kl
             losses = pg + settings.kl_loss_coef * kl if settings.kl_loss_coef else pg
         elif settings.kl_loss_coef:
             raise ValueError("kl_loss_coef is above 0, and the batch has no ref_logprobs.")
         loss = aggregate(losses, mask, settings.normalise,
                          settings.constant or settings.max_new_tokens)  # fmt: skip
         with torch.no_grad():
-            ratio = (logprobs - old).exp()
             numbers["approx_kl"] = kl_k3(old, logprobs)
             numbers["clipfrac"] = ((ratio < 1 - low) | (ratio > 1 + high)).float()
-            numbers["ratio"] = ratio
+            numbers["ratio"] = ratio = ratio.detach()
             metrics = {name: masked_mean(x.detach(), mask) for name, x in numbers.items()}
             metrics["ratio_max"] = torch.where(mask, ratio, torch.zeros_like(ratio)).max()
         return loss, metrics

@@ -77,7 +77,7 @@ def demonstration_rows(
 
 
 def start_model(
-    base: nn.Module, tokenizer, seed: int, *, steps: int = 20, lr: float = 1e-3,
+    base: nn.Module, tokenizer, seed: int, *, steps: int = 20, lr: float = 2e-4,
     batch_size: int = 16, operands: int | Sequence[int] = (2, 3), wording: str = "chat",
 ) -> nn.Module:  # fmt: skip
     """A copy of the base model after a little SFT on short sums, in evaluation mode.

@@ -384,6 +384,29 @@ def test_where_the_gradients_of_the_estimators_point():
     assert (forward - turned).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_times_the_ratio_the_gradient_is_that_of_the_kl(estimator):
+    """Both words at one place of an old policy with p_old .5 each, one response each, A 0: the mean
+    of ratio · k is Σ p k, the KL exactly, and so is its gradient. p .75, p_ref (.1, .9): KL .25 log
+    2.5 + .75 log .8333 = .0923; by the logit p (1 - p) (log p/p_ref of word 1 - that of word 0) =
+    .1875 · (-.1823 - .9163) = -.2060. Not corrected, the value is the mean of k over p_old."""
+
+    def value_and_slope(corrected):
+        model = Fixed([[3.0, 1, 1], [3.0, 1, 1]])
+        batch = batch_of([[0.5, 1.0], [0.5, 1.0]], [[0.1, 1.0], [0.9, 1.0]])
+        batch["labels"] = torch.tensor([[IGNORE_INDEX, 0, IGNORE_INDEX],
+                                        [IGNORE_INDEX, 1, IGNORE_INDEX]])  # fmt: skip
+        batch["response_mask"] = batch["labels"][:, 1:] != IGNORE_INDEX
+        batch["advantages"] = torch.zeros(2)
+        loss, _ = grpo_loss(GRPOSettings(4, 2, kl_loss_coef=1.0, kl_estimator=estimator,
+                                         kl_corrected=corrected))(model, batch)  # fmt: skip
+        loss.backward()
+        return loss.item(), model.logits.grad[:, 0].sum().item()
+
+    assert value_and_slope(True) == pytest.approx((0.0923, -0.2060), abs=1e-4)
+    assert abs(value_and_slope(False)[0] - 0.0923) > 0.1
+
+
 def test_dead_groups_still_pay_the_kl_in_the_loss():
     """Advantages of 0: the gradient is the KL's alone, and it is not 0."""
     model = Fixed([[3.0, 1, 1], [1, 1.5, 1]])

@@ -165,15 +165,15 @@ def test_the_policy_samples_at_its_temperature():
 def test_dead_groups_are_kept_dropped_or_refilled():
     """The prompts 8 8 and 3 1 4 in turn; of 8 8 every score is 1, so that its groups are dead.
     Four groups are asked for. Kept: all four, two dead, with advantages of 0. Dropped: the two
-    others. Refilled: four tries of 4, 2, 1 and 1 groups have 2, 1, 0 and 1 live ones; two tries three
-    of them. ``score`` is of all responses, those of dropped groups included."""
+    others. Refilled: four tries of 4, 2, 1 and 1 groups have 2, 1, 0 and 1 live ones; two tries
+    three of them. ``score`` is of all responses, those of dropped groups included."""
     for dead, tries, kept, sampled in (("keep", 4, 4, 1), ("drop", 4, 2, 1), ("refill", 4, 4, 4),
                                        ("refill", 2, 3, 2), ("refill", 1, 2, 1)):  # fmt: skip
         seen, prompts = [], itertools.cycle([[8, 8], [3, 1, 4]])
 
-        def score(prompts, written):
-            seen.append(share_of_5(prompts, written) + torch.arange(len(written)) % 4
-                        * torch.tensor([float(p[0] != 8) for p in prompts]))  # fmt: skip
+        def score(prompts, written, seen=seen):
+            others = torch.tensor([float(p[0] != 8) for p in prompts])
+            seen.append(share_of_5(prompts, written) + torch.arange(len(written)) % 4 * others)
             return seen[-1]
 
         stream = stream_of(llama(), prompts=prompts, score=score, groups=4, dead=dead,
@@ -209,6 +209,7 @@ def test_a_response_cut_off_is_treated_as_named():
     """Score 1 for each, so that groups differ by the penalty alone: kept, all are dead; penalised,
     those that ended are better in each group that has both; masked, the loss counts the tokens of
     those that ended."""
+
     def ones(prompts, written):
         return torch.ones(len(written))
 

@@ -1,5 +1,6 @@
 """From a completion to a figure: answers parsed, graded, counted, and the intervals by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from course_lib.measuring import (
     grade,
     mean_interval,
     parse_answer,
+    pass_at_k,
     prediction_interval,
     wilson,
 )
@@ -156,3 +158,27 @@ def test_intervals_cover_as_often_as_they_say(n):
     covered = sum(low <= 0 <= high for _, low, high in means) / len(draws)
     predicted = sum(low <= row[n] <= high for (low, high), row in zip(new, draws)) / len(draws)
     assert abs(covered - 0.9) < 0.019 and abs(predicted - 0.9) < 0.019
+
+
+def test_pass_at_k_is_the_share_of_draws_that_have_a_right_one():
+    """By all subsets: n 5, c 2, k 3: of 10 triples one has none of the two, so .9; the plug-in 1 -
+    (1 - .4)³ would be .784."""
+    for n in range(1, 7):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            draws = list(itertools.combinations([i < c for i in range(n)], k))
+            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+    assert pass_at_k(5, 2, 3) == pytest.approx(0.9)
+
+
+def test_pass_at_k_of_many_samples():
+    """Binomials of 10,000 overflow a float. 1 of 10,000, k 100: exactly .01. k 1: the share."""
+    assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
+    assert pass_at_k(10_000, 3_000, 1) == pytest.approx(0.3)
+    assert pass_at_k(10_000, 5_000, 5_000) == pytest.approx(1)
+    assert pass_at_k(10_000, 0, 10_000) == 0 and pass_at_k(10, 1, 10) == 1
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(3, 4, 1), (3, -1, 1), (3, 1, 0), (3, 1, 4)])
+def test_pass_at_k_refuses_what_cannot_be(n, c, k):
+    with pytest.raises(ValueError, match=rf"n={n} samples c={c} are right and k={k} are taken"):
+        pass_at_k(n, c, k)

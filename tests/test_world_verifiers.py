@@ -100,7 +100,7 @@ def test_a_problem_is_read_from_any_wording():
     rng = random.Random(2)
     for operands in (2, 3, 5, 8):
         problem = draw_problem(rng, operands)
-        for wording in ("<|user|> What is {x}?<|assistant|>", "Q: 1 + 1\nA: 2\nQ: {x}\nA:", "{x} ="):
+        for wording in ("<|user|> What is {x}?<|end|>", "Q: 1 + 1\nA: 2\nQ: {x}\nA:", "{x} ="):
             assert read_problem(wording.format(x=problem.expression)) == problem
 
 

@@ -51,8 +51,10 @@ def exact_answer(problem: Problem, text: str) -> float:
 
     Example:
         >>> problem = Problem(12, (3,))
-        >>> exact_answer(problem, " 12 + 3 = 15. The answer is 15."), exact_answer(problem, " 15 16")
-        (1.0, 0.0)
+        >>> exact_answer(problem, " 12 + 3 = 15. The answer is 15.")
+        1.0
+        >>> exact_answer(problem, " 15 16")
+        0.0
     """
     return float(parse_answer(text, stop=None) == str(problem.answer))
 
