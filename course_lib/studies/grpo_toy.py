@@ -2,7 +2,8 @@
 
 Policy, scores, rollouts and steps of the study ``ppo_toy``, in groups of eight. The KL is in the
 reward, with and without the division by the group's standard deviation, or in the loss, as k2 or
-k3. The sum over a response's tokens is divided by a constant, so that its length plays no part.
+k3, or as k3 times the ratio. The sum over a response's tokens is divided by a constant, so that its
+length plays no part.
 """
 
 import copy
@@ -38,6 +39,8 @@ FORMS = {
     "reward, std": {"place": "kl_coef", "std": "population"},
     "k2 in the loss": {"place": "kl_loss_coef", "kl_estimator": "k2"},
     "k3 in the loss": {"place": "kl_loss_coef", "kl_estimator": "k3"},
+    "k3 in the loss, times ratio": {"place": "kl_loss_coef", "kl_estimator": "k3",
+                                    "kl_corrected": True},
     "k3 in the loss, std": {"place": "kl_loss_coef", "kl_estimator": "k3", "std": "population"},
 }
 BETAS = (1.0, 0.5)

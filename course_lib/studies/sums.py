@@ -12,6 +12,7 @@ from statistics import fmean
 from torch import Generator, nn
 
 from course_lib import reasoning
+from course_lib.rollout import response_logps
 from course_lib.studies.tuning import shipped
 from course_lib.world.arithmetic import Problem
 from course_lib.world.verifiers import exact_answer, sound_steps, step_format
@@ -65,6 +66,15 @@ def written(policy: nn.Module, seed: int, operands: int = 5) -> dict[str, float]
     columns = {"answer": exact_answer, "sound": sound_steps, "form": step_format,
                "characters": lambda problem, text: len(text.strip())}  # fmt: skip
     return {name: fmean(of(p, t) for p, t in zip(asked, texts)) for name, of in columns.items()}
+
+
+def nats(policy: nn.Module, seed: int, operands: int = 5) -> float:
+    """-log p a token of the worked solutions, in the form that the SFT taught."""
+    asked, tokenizer = held_out(seed, operands), shipped("base")[1]
+    prompts = [reasoning.prompt_ids(tokenizer, problem) for problem in asked]
+    texts = [f" {problem.steps} The answer is {problem.answer}." for problem in asked]
+    answers = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    return -response_logps(policy, prompts, answers).sum().item() / sum(map(len, answers))
 
 
 def passes(policy: nn.Module, seed: int, operands: int) -> dict[str, float]:
