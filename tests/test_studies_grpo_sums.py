@@ -73,6 +73,21 @@ def test_what_is_noted_of_a_run():
     assert found["score 2"] == 0.4 and found["length 5"] == 30 and "kept 1" not in found
 
 
+def test_nats_are_those_of_the_worked_solution(monkeypatch):
+    """A problem of one step, and logps of -3 for its n tokens: 3 / n, the end token counted."""
+    asked, tokenizer = sums.held_out(0, 2, 1), grpo_sums.shipped("base")[1]
+    monkeypatch.setattr(sums, "held_out", lambda *given: asked)
+    seen = []
+    monkeypatch.setattr(sums, "response_logps",
+                        lambda *given: seen.append(given) or torch.tensor([-3.0]))  # fmt: skip
+    got = sums.nats(None, 0)
+    (_, (prompt,), (answer,)) = seen[0]
+    text = f" {asked[0].steps} The answer is {asked[0].answer}."
+    assert tokenizer.decode(answer[:-1]) == text and answer[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(prompt).endswith(f"What is {asked[0].expression}?<|assistant|>")
+    assert got == pytest.approx(3 / len(answer))
+
+
 def test_written_tells_a_right_answer_from_sound_steps(monkeypatch):
     """Sound, right behind a wrong step, wrong: shares 2/3, 1/3, and all three have the form."""
     asked = sums.held_out(0, 2, 3)
@@ -90,13 +105,13 @@ def test_written_tells_a_right_answer_from_sound_steps(monkeypatch):
 def test_control_a_turned_sign_of_the_advantage_fails_the_check(monkeypatch):
     real = grpo_rollouts.group_advantages
     monkeypatch.setattr(grpo_rollouts, "group_advantages", lambda *given: -real(*given))
-    _, history = grpo_sums.tuned(SEED, **grpo_sums.GRID["live"])
-    assert outside("late score", grpo_sums.noted(history)["late score"])
+    policy, _ = grpo_sums.tuned(SEED, **grpo_sums.GRID["live"] | {"updates": 8})
+    assert outside("nats", sums.nats(policy, SEED))
 
 
 def test_control_a_run_that_learnt_nothing_fails_the_check():
-    """As with a mask that keeps nothing: the score stays where it began."""
-    assert outside("late score", load("grpo_sums").of("live", "score 1").mean)
+    """As with a mask that keeps nothing: the policy stays the start."""
+    assert outside("nats", sums.nats(sums.start_of(SEED), SEED))
 
 
 @pytest.mark.parametrize("draw", [grpo_sums.draw, grpo_sums.draw_course, grpo_sums.draw_dead,
@@ -118,7 +133,8 @@ def test_each_setting_has_every_measure(setting):
              "main": ["pass@16 of 8 after 25", "accuracy as corpus after 25"],
              "beyond": ["pass@16 of 8 after 20"]}.get(setting, [])  # fmt: skip
     if setting != "groups":
-        names += ["late score", "answer", "sound", "form", "characters", "score 1", "length 12"]
+        names += ["late score", "nats", "answer", "sound", "form", "characters", "score 1",
+                  "length 20"]
     for name in names:
         values = results.of(setting, name)
         assert len(values) == len(grpo_sums.SEEDS) and all(map(math.isfinite, values))

@@ -39,8 +39,7 @@ FORMS = {
     "reward, std": {"place": "kl_coef", "std": "population"},
     "k2 in the loss": {"place": "kl_loss_coef", "kl_estimator": "k2"},
     "k3 in the loss": {"place": "kl_loss_coef", "kl_estimator": "k3"},
-    "k3 in the loss, times ratio": {"place": "kl_loss_coef", "kl_estimator": "k3",
-                                    "kl_corrected": True},
+    "k3 times the ratio": {"place": "kl_loss_coef", "kl_estimator": "k3", "kl_corrected": True},
     "k3 in the loss, std": {"place": "kl_loss_coef", "kl_estimator": "k3", "std": "population"},
 }
 BETAS = (1.0, 0.5)
