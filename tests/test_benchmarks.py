@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import encoder, generation, measure, ppo, sft_step, training_step
+from benchmarks import encoder, generation, grpo, measure, ppo, sft_step, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -274,13 +274,48 @@ def test_other_advantages_are_not_timed(monkeypatch, vectorised):
         ppo.estimators(tiny(), vectorised)
 
 
+def small_grpo(monkeypatch) -> None:
+    """Two groups of three responses of four tokens to prompts of five."""
+    for name, value in {"GROUPS": 2, "SIZE": 3, "PROMPT": 5, "NEW_TOKENS": 4}.items():
+        monkeypatch.setattr(grpo, name, value)
+
+
+def test_the_table_of_grpo(monkeypatch):
+    """Six responses of four tokens in .5 s: 48 a second; both sides did a step of their own, on
+    responses of the same length, and the model given stays as it was."""
+    small_grpo(monkeypatch)
+    fixed_times(monkeypatch, grpo)
+    monkeypatch.setattr(grpo, "peak_megabytes", lambda side: {"ours": 10, "theirs": 20}[side])
+    model = tiny()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    lines = grpo.main(model, peak=1e6, rounds=3).splitlines()
+    assert lines[0] == "GRPO rollout and step / trl's, 2 x 3 responses of 4 tokens"
+    assert lines[2].split() == "48 2.00 2.00-2.00 2.0 10 20".split()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_both_sides_of_grpo_roll_out_and_move(monkeypatch, tmp_path):
+    """Two steps each: two rollouts, of the whole length, with scores that differ."""
+    small_grpo(monkeypatch)
+    ours, theirs = grpo.our_step(tiny()), grpo.their_step(tiny(), str(tmp_path))
+    models = ours.model, theirs.trainer.model
+    before = [next(model.parameters()).clone() for model in models]
+    for _ in range(2):
+        ours(), theirs()
+    log = theirs.trainer._metrics["train"]
+    assert [note["length"] for note in ours.stream.history] == [4, 4]
+    assert log["completions/mean_length"] == [4, 4]
+    assert ours.stream.history[0]["score_std"] > 0 and log["reward_std"][0] > 0
+    assert not any(torch.equal(next(m.parameters()), old) for m, old in zip(models, before))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nosuch"],
             "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step, "
-            "ppo",
+            "ppo, grpo",
         ),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],
