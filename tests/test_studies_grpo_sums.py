@@ -92,11 +92,10 @@ def test_written_tells_a_right_answer_from_sound_steps(monkeypatch):
     """Sound, right behind a wrong step, wrong: shares 2/3, 1/3, and all three have the form."""
     asked = sums.held_out(0, 2, 3)
     a, b, c = asked
-    texts = [[f" {a.steps} The answer is {a.answer}."],
-             [f" 1 + 1 = 3. The answer is {b.answer}."],
-             [f" {c.steps} The answer is {c.answer + 1}."]]  # fmt: skip
+    texts = [f" {a.steps} The answer is {a.answer}.", f" 1 + 1 = 3. The answer is {b.answer}.",
+             f" {c.steps} The answer is {c.answer + 1}."]  # fmt: skip
     monkeypatch.setattr(sums, "held_out", lambda *given: asked)
-    monkeypatch.setattr(reasoning, "sample_texts", lambda *given, **how: texts)
+    monkeypatch.setattr(sums, "complete", lambda *given, **how: texts)
     found = sums.written(None, 0)
     assert found["answer"] == pytest.approx(2 / 3) and found["sound"] == pytest.approx(1 / 3)
     assert found["form"] == 1
@@ -115,7 +114,7 @@ def test_control_a_run_that_learnt_nothing_fails_the_check():
 
 
 @pytest.mark.parametrize("draw", [grpo_sums.draw, grpo_sums.draw_course, grpo_sums.draw_dead,
-                                  grpo_sums.draw_passes])  # fmt: skip
+                                  grpo_sums.draw_careless, grpo_sums.draw_passes])  # fmt: skip
 def test_the_figures_are_drawn_from_stored_results_alone(monkeypatch, draw):
     monkeypatch.setattr(sums, "start_of", None)
     assert plotting.show(draw(load("grpo_sums")), "panels").alt

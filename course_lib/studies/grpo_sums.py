@@ -239,6 +239,23 @@ def draw_scores(results: Results, title: str, panels: list[dict[str, str]]):
     return fig
 
 
+def draw_careless(results: Results):
+    """Score and length of the rollouts under three verifiers."""
+    fig, axes = plotting.panels("What the verifier looks at", 2, size=(9, 3.4))
+    names = {"main": "exact answer", "sloppy": "the number anywhere",
+             "answer and format": "answer and form"}  # fmt: skip
+    updates = range(1, UPDATES + 1)
+    for ax, (measure, label) in zip(
+        axes, {"score": "score of the rollouts", "length": "tokens a response"}.items(), strict=True
+    ):
+        for number, (setting, name) in enumerate(names.items()):
+            _band(ax, updates, [results.of(setting, f"{measure} {u}") for u in updates], name,
+                  number)  # fmt: skip
+        ax.set(xlabel="update", ylabel=label)
+    axes[1].legend()
+    return fig
+
+
 def draw_dead(results: Results):
     """The share of dead groups against the formula: p^G + (1 - p)^G on the left, and measured."""
     fig, axes = plotting.panels("Groups that teach nothing", 2, size=(9, 3.4))

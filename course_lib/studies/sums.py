@@ -12,6 +12,8 @@ from statistics import fmean
 from torch import Generator, nn
 
 from course_lib import reasoning
+from course_lib.completion import complete
+from course_lib.reasoning import ROOM, WORDINGS
 from course_lib.rollout import response_logps
 from course_lib.studies.tuning import shipped
 from course_lib.world.arithmetic import Problem
@@ -56,13 +58,18 @@ def other_wordings(policy: nn.Module, seed: int, operands: int = 5) -> dict[str,
             for wording in ("corpus", "trigger")}  # fmt: skip
 
 
+def whole_responses(policy: nn.Module, seed: int, operands: int = 5) -> list[str]:
+    """A sampled response to each held-out problem, up to its end token, as a verifier gets it;
+    ``reasoning.sample_texts`` ends with the line."""
+    prompts = [WORDINGS["chat"].format(x=p.expression) for p in held_out(seed, operands)]
+    return complete(policy, shipped("base")[1], prompts, ROOM, temperature=1.0, stop=None,
+                    generator=Generator().manual_seed(seed))  # fmt: skip
+
+
 def written(policy: nn.Module, seed: int, operands: int = 5) -> dict[str, float]:
-    """Means over sampled responses, one a problem: whether the answer is right (``answer``), the
-    steps before it too (``sound``), the form (``form``), and how many characters (``characters``).
-    """
-    asked, generator = held_out(seed, operands), Generator().manual_seed(seed)
-    texts = [text for (text,) in reasoning.sample_texts(
-        policy, shipped("base")[1], asked, temperature=1.0, generator=generator)]  # fmt: skip
+    """Means over ``whole_responses``: whether the answer is right (``answer``), the steps before it
+    too (``sound``), the form (``form``), and how many characters (``characters``)."""
+    asked, texts = held_out(seed, operands), whole_responses(policy, seed, operands)
     columns = {"answer": exact_answer, "sound": sound_steps, "form": step_format,
                "characters": lambda problem, text: len(text.strip())}  # fmt: skip
     return {name: fmean(of(p, t) for p, t in zip(asked, texts)) for name, of in columns.items()}
