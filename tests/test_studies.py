@@ -81,8 +81,8 @@ def test_results_of_other_code_or_models_are_stale(folder, monkeypatch):
 
 
 def test_the_digest_reads_code_and_not_remarks(monkeypatch):
-    """A comment, an empty line, the docstring of the module and the figure may change; a number
-    in ``run`` or in a function that the study names may not."""
+    """A comment, an empty line, the docstring of the module, the figure and what is checked may
+    change; a number in ``run`` or in a function that the study names may not."""
     source = Path(toy_study.__file__).read_text(encoding="utf-8")
     real = running.inspect.getsource
 
@@ -99,6 +99,18 @@ def test_the_digest_reads_code_and_not_remarks(monkeypatch):
     assert digest_of(source.replace("seed / 10", "seed / 11")) != now
     assert digest_of(source.replace('"size": 10}', '"size": 11}')) != now
     assert digest_of(source.replace("    return results.settings", "    return 1")) == now
+    assert '("value",)}' in source
+    assert digest_of(source.replace('("value",)}', '("other",)}\nLEAST_SPREAD = {}')) == now
+
+
+def test_a_least_spread_that_is_not_the_stored_one_is_told_and_runs_no_row(folder):
+    """The reader of the results takes it from their file, so the file has to be written again."""
+    list(running.run_missing(toy_study, 1))
+    wider = changed(toy_study, LEAST_SPREAD={"value": 0.5})
+    assert running.state(wider) == "LEAST_SPREAD is not the stored one"
+    assert not list(running.run_missing(wider, 1)) and running.state(wider) == "complete"
+    results = stored.read("toy_study", (folder / "toy_study.json").read_text(encoding="utf-8"))
+    assert results.least_spread("value") == 0.5 and len(results.of("large", "value")) == 4
 
 
 def test_a_row_that_fails_is_told_and_the_others_are_kept(folder):

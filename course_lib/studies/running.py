@@ -56,14 +56,24 @@ def _without_remarks(source: str) -> str:
     return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
 
 
+def _changes_no_row(node: ast.stmt) -> bool:
+    """Whether a statement of a study only says how rows are drawn, described or checked."""
+    match node:
+        case ast.FunctionDef(name=name):
+            return name.startswith("draw")
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return name in {"CHECKS", "LEAST_SPREAD"}
+    return False
+
+
 def _code_of(study: ModuleType) -> str:
-    """The module's code but for its docstring and ``draw...``: figures may change by themselves."""
+    """The module's code but for what changes no row: docstring, ``draw...``, what is checked."""
     source = inspect.getsource(study)
     lines = source.splitlines()
     for node in ast.parse(source).body:
-        figure = isinstance(node, ast.FunctionDef) and node.name.startswith("draw")
-        remark = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        if figure or remark:
+        if _changes_no_row(node):
             lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
     return _without_remarks("\n".join(lines))
 
@@ -85,6 +95,11 @@ def origin(study: ModuleType) -> dict:
     return {"digest": digest(study), "models": checksums(study)}
 
 
+def _remarks(study: ModuleType) -> dict:
+    """What is stored for the reader of the results and changes no row."""
+    return {"least_spread": getattr(study, "LEAST_SPREAD", {})}
+
+
 def grid(study: ModuleType) -> list[tuple[str, int]]:
     """(setting, seed) of every row, seed by seed: a run that is stopped has whole seeds."""
     return [(setting, seed) for seed in study.SEEDS for setting in study.GRID]
@@ -93,9 +108,11 @@ def grid(study: ModuleType) -> list[tuple[str, int]]:
 def state(study: ModuleType) -> str:
     """``"complete"``, or how many rows are missing; stale ones count as missing, and it says so."""
     lacking, file = len(missing(study)), _file(study)
-    if not lacking and file.is_file():
-        return "complete"
-    made = file.is_file() and not _fits(json.loads(read_text(file)), origin(study))
+    stored = json.loads(read_text(file)) if file.is_file() else None
+    if not lacking and stored:
+        fits = _fits(stored, _remarks(study))
+        return "complete" if fits else "LEAST_SPREAD is not the stored one"
+    made = stored and not _fits(stored, origin(study))
     return f"{lacking} of {len(grid(study))} rows missing" + (", results are stale" if made else "")
 
 
@@ -201,7 +218,7 @@ def _save(study: ModuleType, file: Path, rows: list[dict], now: dict) -> None:
     rows = sorted(rows, key=lambda row: order[row["setting"], row["seed"]])
     content = {**now, "versions": _versions(), "processor": _processor(),
                "seconds": round(sum(row["seconds"] for row in rows), 1),
-               "least_spread": getattr(study, "LEAST_SPREAD", {})}  # fmt: skip
+               **_remarks(study)}  # fmt: skip
     lines = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in rows)
     head = json.dumps(content, indent=1, ensure_ascii=False)[:-2]
     RESULTS.mkdir(exist_ok=True)
