@@ -37,7 +37,6 @@ Simplified away: other divergences than the reverse KL; a reference that moves; 
 the likelihood of the preferred response.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +47,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from course_lib import models
 from course_lib.files import read_text, write_json
 from course_lib.models import mask_inputs
 from course_lib.ops import IGNORE_INDEX, sequence_logprobs, shift_labels, token_logprobs
@@ -300,12 +300,8 @@ class ReferencePairs:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights: names, types, shapes and every bit, wherever they lie."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return total.hexdigest()
+    """SHA-256 of all that a model's ``state_dict`` holds, see ``models.fingerprint``."""
+    return models.fingerprint(model.state_dict())
 
 
 @torch.no_grad()

@@ -56,6 +56,16 @@ MAY_IMPORT = {
     "grpo": SAMPLING,
     "grpo_rollouts": SAMPLING | {"grpo"},
     "bradley_terry": set(),
+    # PEFT: the methods in files of their own, put together in peft
+    "wrapped_linear": {"optim"},
+    "lora_layer": {"wrapped_linear"},
+    "lora": {"lora_layer", "wrapped_linear"},
+    "adapter_rows": {"lora"},
+    "bottleneck": {"wrapped_linear"},
+    "soft_prompts": {"models", "wrapped_linear"},
+    "adapter_files": {"files", "lora", "lora_layer", "models", "soft_prompts", "wrapped_linear"},
+    "peft": {"adapter_files", "adapter_rows", "bottleneck", "lora", "lora_layer", "optim",
+             "soft_prompts", "wrapped_linear"},
     # what an algorithm should come to, on a policy small enough to count
     "enumeration": {"ops", "models", "rollout", "rows"},
     "pretraining": SAMPLING | {"denoising"},
@@ -152,7 +162,10 @@ def test_the_table_names_what_there_is_and_allows_no_circle():
     assert not left, f"These may import each other in a circle: {sorted(left)}"
 
 
-ALGORITHMS = {"sft", "pretraining", "denoising", "curation", "prompting",
+PEFT = {"wrapped_linear", "lora_layer", "lora", "adapter_rows", "bottleneck", "soft_prompts",
+        "adapter_files"}  # fmt: skip
+"""Files that are parts of PEFT."""
+ALGORITHMS = PEFT | {"sft", "pretraining", "denoising", "curation", "prompting",
               "reward", "ppo", "ppo_rollouts", "dpo", "grpo", "grpo_rollouts", "peft",
               "rag"}  # fmt: skip
 
@@ -167,7 +180,7 @@ def test_only_the_top_knows_algorithms(name):
         return
     assert not allowed & {"recipes", *BOOK}, name
     parts = {"pretraining": {"denoising"}, "ppo_rollouts": {"ppo"},
-             "grpo_rollouts": {"grpo"}}  # fmt: skip
+             "grpo_rollouts": {"grpo"}, **dict.fromkeys(PEFT | {"peft"}, PEFT)}  # fmt: skip
     assert allowed & ALGORITHMS <= parts.get(name, set())
     if name in SAMPLING | ALGORITHMS - {"curation"}:
         assert not allowed & {"world", "shipped", "studies"}

@@ -3,8 +3,9 @@
 The names of both sides stand in ``families``, the configs are read in ``configs``.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -64,18 +65,22 @@ def _state(model: Model) -> dict[str, Tensor]:
     return state
 
 
-def _places(config: Config, names: Iterable[str]) -> dict[str, str]:
-    """Our name of every weight -> transformers' name of the tensor that holds it."""
+def transformers_names(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """Our name of every weight or layer -> transformers' name of the one that holds it."""
     family, gated = family_of(config), getattr(config, "gated", False)
     return {name: family.name(name, gated) for name in names}
 
 
-def _export(model: Model) -> dict[str, Tensor]:
-    """The model's weights under transformers' names and in its shapes."""
-    family, H, state = family_of(model.config), model.config.n_head, _state(model)
+def transformers_weights(config: Config, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of one of our models under transformers' names and in its shapes.
+
+    Args:
+        state: our name -> tensor, of all weights that the config asks for.
+    """
+    family, H = family_of(config), config.n_head
     parts: dict[str, list[Tensor]] = {}
     turned = set()
-    for name, place in _places(model.config, state).items():
+    for name, place in transformers_names(config, state).items():
         parts.setdefault(place, []).append(state[name])  # three where q, k, v are one over there
         if family.transposed and name.startswith("blocks."):
             turned.add(place)
@@ -104,7 +109,7 @@ def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.
     family = family_of(config)
     model = family.model(config, torch.Generator()).to(dtype)  # uses up no random number of torch's
     wanted, ours = model.state_dict(), {}
-    places = _places(config, wanted)
+    places = transformers_names(config, wanted)
     prefix = places["embed.weight"].split(".")[0] + "."
 
     def plain(name: str) -> str:
@@ -143,6 +148,15 @@ def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.
     return model
 
 
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of weights: names, types, shapes and every bit, wherever they lie."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
 def from_transformers(hf_model: nn.Module) -> Model:
     """Our copy of a transformers model, in the same dtype and on the same device.
 
@@ -175,7 +189,7 @@ def to_transformers(model: Model, pad_token_id: int | None = None) -> nn.Module:
     for parameter in hf_model.parameters():  # .to(dtype) would round the rotary frequencies too
         parameter.data = parameter.data.to(dtype)
     theirs = hf_model.state_dict()
-    for name, x in _export(model).items():
+    for name, x in transformers_weights(model.config, _state(model)).items():
         theirs[name].copy_(x)
     return hf_model.to(model.device).train(model.training)
 
@@ -282,7 +296,7 @@ def save_pretrained(
     """
     model, folder = _bare(model), Path(folder)
     dtype = dtype or model.embed.weight.dtype
-    weights = _export(model).items()
+    weights = transformers_weights(model.config, _state(model)).items()
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.to("cpu", dtype, copy=True).contiguous() for name, x in weights}
     fields = config_to_transformers(model.config, dtype, eos_token_id, pad_token_id)
