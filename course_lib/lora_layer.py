@@ -118,18 +118,23 @@ class LoRALinear(WrappedLinear):
         return [table[name] for table in (self.lora_A, self.lora_B, self.lora_bias)
                 if name in table]  # fmt: skip
 
-    def update(self, x: Tensor, name: str) -> Tensor:
-        """What an adapter adds: (..., in) -> (..., out). The scaling is on the r channels, which
-        are fewer."""
+    def plus(self, out: Tensor, x: Tensor, name: str) -> Tensor:
+        """out and what an adapter adds: (..., out), of x: (..., in)."""
         A, B, settings = self.lora_A[name], self.lora_B[name], self.settings[name]
         if x.dtype != A.dtype and not torch.is_autocast_enabled(x.device.type):
             x = x.to(A.dtype)
         if settings.lora_dropout and self.training:
             x = F.dropout(x, settings.lora_dropout)
-        update = F.linear(F.linear(x, A) * settings.scaling, B)
+        h = F.linear(x, A)  # (..., r)
+        if h.dtype == out.dtype:  # product, scaling and sum in one call
+            flat = out.reshape(-1, out.shape[-1])
+            flat = torch.addmm(flat, h.reshape(-1, h.shape[-1]), B.T, alpha=settings.scaling)
+            out = flat.view(out.shape)
+        else:
+            out = out + (settings.scaling * F.linear(h, B)).to(out.dtype)
         if settings.lora_bias:
-            update = update + settings.scaling * self.lora_bias[name]
-        return update
+            out = out + (settings.scaling * self.lora_bias[name]).to(out.dtype)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
@@ -144,7 +149,7 @@ class LoRALinear(WrappedLinear):
         if self.rows is not None:
             return self._each_row(x, out)
         for name in self.active:
-            out = out + self.update(x, name).to(out.dtype)
+            out = self.plus(out, x, name)
         return out
 
     def _each_row(self, x: Tensor, out: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ class LoRALinear(WrappedLinear):
                 "model in AdapterRows."
             )
         for name, rows in self.rows:
-            out = out.index_add(0, rows, self.update(x[rows], name).to(out.dtype))
+            out = out.index_copy(0, rows, self.plus(out[rows], x[rows], name))
         return out
 
     @torch.no_grad()
