@@ -17,8 +17,8 @@ SEEDS = ppo_live.SEEDS
 MODELS = ("instruct",)
 USES = (*dpo_guests.USES, dpo_guests.pairs_in, dpo_guests.read_pairs, dpo_guests.measured,
         ppo_live.policy_of, ppo_live.rankings_of)  # fmt: skip
-CHECKS = {"live": ("gain", "honest")}
-LEAST_SPREAD = {"gain": 0.1, "honest": 0.02}
+CHECKS = {"live": ("truth", "honest")}
+LEAST_SPREAD = {"truth": 0.1, "honest": 0.02}
 BETA, STEPS, LR, BATCH, WARMUP = 0.2, 80, 3e-4, 16, 10
 HELD_OUT = 50
 """Clean rankings about held-out places."""
@@ -34,8 +34,7 @@ def held_out_pairs(seed: int) -> Pairs:
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
-    """``dpo_guests.MEASURES`` after DPO, and ``"truth at the start"`` ... before it; ``gain``, by
-    how much the truth rose."""
+    """``dpo_guests.MEASURES`` after DPO, and ``"truth at the start"`` ... before it."""
     start, pairs = ppo_live.policy_of(seed), held_out_pairs(seed)
     policy, _ = rlhf.tune_by_dpo(
         start, shipped("instruct")[1], ppo_live.rankings_of(seed), seed, beta=BETA, steps=STEPS,
@@ -43,9 +42,7 @@ def run(setting: dict, seed: int) -> dict[str, float]:
     )  # fmt: skip
     before = dpo_guests.measured(start, start, pairs, seed)
     after = dpo_guests.measured(policy, start, pairs, seed)
-    return {"gain": after["truth"] - before["truth"], **after} | {
-        f"{name} at the start": value for name, value in before.items()
-    }
+    return after | {f"{name} at the start": value for name, value in before.items()}
 
 
 def draw(results: Results):

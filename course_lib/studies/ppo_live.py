@@ -20,8 +20,8 @@ GRID = {"live": {}}
 SEEDS = range(16)
 MODELS = ("instruct",)
 USES = (*ppo_kl.USES, ppo_kl.measured, ppo_kl.small_reward_model)
-CHECKS = {"live": ("gain", "honest")}
-LEAST_SPREAD = {"gain": 0.1, "honest": 0.02}
+CHECKS = {"live": ("truth", "honest")}
+LEAST_SPREAD = {"truth": 0.1, "honest": 0.02}
 DEMONSTRATION_STEPS, RANKINGS, REWARD_STEPS = 40, 150, 80
 UPDATES, RESPONSES, LR, WARMUP = 12, 32, 5e-4, 10
 SETTINGS = rlhf.ppo_settings(minibatch_size=RESPONSES // 2, epochs=2)
@@ -49,8 +49,7 @@ def reward_model_of(seed: int) -> nn.Module:
 
 
 def run(setting: dict, seed: int) -> dict[str, float]:
-    """``ppo_kl.MEASURES`` after step 3, and ``"truth at the start"`` ... before it; ``gain``, by
-    how much the truth rose."""
+    """``ppo_kl.MEASURES`` after step 3, and ``"truth at the start"`` ... before it."""
     start, reward_model, tokenizer = policy_of(seed), reward_model_of(seed), shipped("instruct")[1]
     policy, _, _ = rlhf.tune_by_ppo(
         start, tokenizer, rlhf.score_with(reward_model, tokenizer), seed, critic=reward_model,
@@ -58,9 +57,7 @@ def run(setting: dict, seed: int) -> dict[str, float]:
     )  # fmt: skip
     before = ppo_kl.measured(start, start, reward_model, seed)
     after = ppo_kl.measured(policy, start, reward_model, seed)
-    return {"gain": after["truth"] - before["truth"], **after} | {
-        f"{name} at the start": value for name, value in before.items()
-    }
+    return after | {f"{name} at the start": value for name, value in before.items()}
 
 
 def draw(results: Results, live: dict[str, float] | None = None):
