@@ -159,12 +159,12 @@ def add_soft_prompt(
 
 
 def _check_model(model: nn.Module) -> None:
-    ours = isinstance(model, Model)
-    causal = isinstance(model, Decoder) and not model.config.n_label
-    if isinstance(model, SoftPrompt) or (ours and not causal) or (
-        not ours and (getattr(model.config, "is_encoder_decoder", False)
-                      or model.get_output_embeddings() is None)
-    ):  # fmt: skip
+    if isinstance(model, Model):
+        causal = isinstance(model, Decoder) and not model.config.n_label
+    else:
+        causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
+        causal = causal and not model.config.is_encoder_decoder
+    if not causal:
         raise ValueError(
             f"A soft prompt stands before the texts of a causal language model, got "
             f"{type(model).__name__}."
