@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import transformers
+from peft_models import MODELS, SIZES, base
 from random_families import build
 from random_models import llama
 from safetensors import safe_open
@@ -18,14 +19,7 @@ from course_lib.lora import add_lora, lora_layers, merge_lora, use_adapter
 from course_lib.models import from_transformers
 from course_lib.soft_prompts import add_soft_prompt
 
-SIZES = {"vocab_size": 13, "layers": 2, "heads": 2, "width": 4, "inner": 9, "length": 16,
-         "tied": True}  # fmt: skip
-MODELS = ["Llama", "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"]
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-
-
-def base(name: str) -> nn.Module:
-    return llama() if name == "Llama" else build(getattr(transformers, name), SIZES, 0)
 
 
 def adapted(model: nn.Module, targets="all-linear", name: str = "default", **settings):

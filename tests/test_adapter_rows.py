@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-import transformers
-from random_families import build
-from random_models import llama
+from peft_models import MODELS, base, generator
 from torch import nn
 
 from course_lib.adapter_rows import AdapterRows, adapter_rows
@@ -15,9 +13,6 @@ from course_lib.lora import add_lora, lora_layers, merge_lora, use_adapter
 from course_lib.models import mask_inputs
 from course_lib.wrapped_linear import disabled
 
-SIZES = {"vocab_size": 13, "layers": 2, "heads": 2, "width": 4, "inner": 9, "length": 24,
-         "tied": True}  # fmt: skip
-MODELS = ["Llama", "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"]
 IDS = torch.tensor([[0, 0, 4, 1, 5], [9, 2, 6, 5, 3], [0, 8, 9, 7, 9], [3, 1, 4, 1, 5]])
 LEFT = torch.tensor([[0, 0, 1, 1, 1], [1] * 5, [0, 1, 1, 1, 1], [1] * 5])
 NAMES = ["b", None, "a", "b"]
@@ -26,10 +21,7 @@ models = pytest.mark.parametrize("name", MODELS)
 
 def served(name: str) -> nn.Module:
     """A base with adapters a (q and more) and b (all), which change the logits by much."""
-    model = llama(block_size=24) if name == "Llama" else (
-        build(getattr(transformers, name), SIZES, 0)
-    )  # fmt: skip
-    g = torch.Generator().manual_seed(3)
+    model, g = base(name), generator(3)
     add_lora(model, 2, 4, "all-linear", adapter_name="a", generator=g)
     add_lora(model, 3, 4, r".*(q|q_proj|attn|query_key_value)", adapter_name="b", generator=g)
     with torch.no_grad():

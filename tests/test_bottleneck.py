@@ -5,9 +5,7 @@ import math
 
 import pytest
 import torch
-import transformers
-from random_families import build
-from random_models import llama
+from peft_models import MODELS, base, generator
 from torch import nn
 
 from course_lib.bottleneck import PLACEMENTS, AdaptedLinear, add_adapters, bottleneck
@@ -16,14 +14,7 @@ from course_lib.ops import token_logprobs
 from course_lib.training import train
 from course_lib.wrapped_linear import base_parameters, disabled
 
-SIZES = {"vocab_size": 13, "layers": 2, "heads": 2, "width": 4, "inner": 9, "length": 16,
-         "tied": True}  # fmt: skip
-MODELS = ["Llama", "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"]
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-
-
-def base(name: str) -> nn.Module:
-    return llama() if name == "Llama" else build(getattr(transformers, name), SIZES, 0)
 
 
 def loss_fn(model: nn.Module, batch: dict) -> torch.Tensor:
@@ -65,10 +56,6 @@ def test_the_start_is_the_base_and_training_moves_the_adapters_alone(name, place
         assert (model(IDS).logits - start).abs().max() > 0.01
         with disabled(model):
             assert torch.equal(model(IDS).logits, start)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_it_stands_between_the_sublayer_and_the_residual_stream():

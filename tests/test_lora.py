@@ -6,8 +6,7 @@ import warnings
 
 import pytest
 import torch
-import transformers
-from random_families import build
+from peft_models import MODELS, base, generator
 from random_models import llama
 from torch import nn
 
@@ -27,20 +26,8 @@ from course_lib.optim import muon_adamw
 from course_lib.training import train
 from course_lib.wrapped_linear import base_parameters, disabled
 
-SIZES = {"vocab_size": 13, "layers": 2, "heads": 2, "width": 4, "inner": 9, "length": 16,
-         "tied": True}  # fmt: skip
-MODELS = ["Llama", "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"]
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 models = pytest.mark.parametrize("name", MODELS)
-
-
-def base(name: str, **sizes) -> nn.Module:
-    """Our Llama, or a random model over there."""
-    return llama() if name == "Llama" else build(getattr(transformers, name), SIZES | sizes, 0)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fill(model: nn.Module, std: float = 0.1) -> nn.Module:

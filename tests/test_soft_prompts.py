@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from peft_models import MODELS, SIZES, base, generator
 from random_families import build
 from random_models import llama
 from torch import nn
@@ -17,22 +18,9 @@ from course_lib.soft_prompts import add_soft_prompt
 from course_lib.training import train
 from course_lib.wrapped_linear import disabled
 
-SIZES = {"vocab_size": 13, "layers": 2, "heads": 2, "width": 4, "inner": 9, "length": 24,
-         "tied": True}  # fmt: skip
-MODELS = ["Llama", "LlamaForCausalLM", "GPT2LMHeadModel", "BloomForCausalLM"]
 IDS = torch.tensor([[0, 0, 4, 1, 5], [9, 2, 6, 5, 3], [0, 8, 9, 7, 9]])
 LEFT = torch.tensor([[0, 0, 1, 1, 1], [1] * 5, [0, 1, 1, 1, 1]])
 models = pytest.mark.parametrize("name", MODELS)
-
-
-def base(name: str) -> nn.Module:
-    return llama(block_size=24) if name == "Llama" else (
-        build(getattr(transformers, name), SIZES, 0)
-    )  # fmt: skip
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:

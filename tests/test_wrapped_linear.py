@@ -44,6 +44,11 @@ def test_layers_by_name(targets, names):
     assert list(find_linear(llama(tie_embeddings=False), targets)) == names
 
 
+def test_a_part_of_a_part_of_a_name_is_no_match():
+    model = nn.ModuleDict({"up": nn.Linear(2, 2), "setup": nn.Linear(2, 2)})
+    assert list(find_linear(model, ["up"])) == ["up"]
+
+
 def test_all_linear_is_all_but_the_head():
     """Seven layers in each of two blocks; over there four, transposed ones."""
     model = llama(tie_embeddings=False)
@@ -110,7 +115,7 @@ def test_a_transposed_layer_is_read_so():
     nn.init.normal_(layer.bias)
     wrapper, x = WrappedLinear(layer), torch.randn(2, 4, 3)
     assert (wrapper.in_features, wrapper.out_features) == (3, 5)
-    torch.testing.assert_close(wrapper.linear(x), layer(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(wrapper.linear(x), layer(x), atol=1e-5, rtol=0)
 
 
 def test_a_copy_shares_nothing_and_gives_its_own_layer_back():
