@@ -93,17 +93,54 @@ def test_a_soft_prompt_is_written_and_read(name, tmp_path):
     assert torch.equal(load_adapter(base(name), tmp_path)(IDS).logits, model(IDS).logits)
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
-    """q, k and v of our GPT-2 are one layer over there; the feed-forward layers are not."""
-    ours = from_transformers(base("GPT2LMHeadModel"))
-    for targets in (["q", "up"], ["k"]):
-        with pytest.raises(ValueError, match=r"a part of transformer.h.0.attn.c_attn over there"):
-            save_adapter(adapted(copy.deepcopy(ours), targets), tmp_path)
-    model = adapted(copy.deepcopy(ours), ["up", "down"])
+@pytest.mark.parametrize("name", MODELS[2:])
+@pytest.mark.parametrize("targets", [["q", "up"], ["k"], ["q", "k", "v"], ["v", "down", "out"]])
+@pytest.mark.parametrize("settings", [
+    {}, {"use_rslora": True, "lora_bias": True},
+    {"rank_pattern": {"k": 3, "v": 1}, "alpha_pattern": {"v": 5}},
+])  # fmt: skip
+def test_parts_of_a_fused_layer_become_one_adapter_and_come_back(name, targets, settings, tmp_path):
+    """q, k and v of our GPT-2 and BLOOM are one layer over there. One adapter does there what those
+    of the parts do here, whatever their ranks and alphas; read again, each has its own rank."""
+    settings = {key: {p: v for p, v in value.items() if p in targets} if "pattern" in key else value
+                for key, value in settings.items()}  # fmt: skip
+    theirs = base(name).double()
+    ours = from_transformers(theirs)
+    model = adapted(copy.deepcopy(ours), targets, **settings)
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            for bias in layer.lora_bias.values():
+                bias.normal_()
     save_adapter(model, tmp_path)
-    for other in (ours, base("GPT2LMHeadModel")):
-        torch.testing.assert_close(load_adapter(other, tmp_path)(IDS).logits, model(IDS).logits,
-                                   atol=1e-5, rtol=0)  # fmt: skip
+    want = model(IDS).logits
+    assert (want - ours(IDS).logits).abs().max() > 0.01
+    for other in (copy.deepcopy(ours), theirs):
+        torch.testing.assert_close(load_adapter(other, tmp_path)(IDS).logits, want,
+                                   atol=1e-6, rtol=0)  # fmt: skip
+    found = lora_layers(load_adapter(ours, tmp_path))
+    assert found.keys() == lora_layers(model).keys()
+    for n, layer in lora_layers(model).items():
+        (old,), (new,) = layer.settings.values(), found[n].settings.values()
+        assert new.r == old.r and torch.equal(found[n].lora_A["default"], layer.lora_A["default"])
+
+
+def test_an_adapter_of_a_fused_layer_is_split(tmp_path):
+    """One of c_attn, which adds something to q, k and v alike, becomes three of its rank; one that
+    adds nothing yet becomes three, too."""
+    for fill in (True, False):
+        theirs = base("GPT2LMHeadModel").double()
+        adapted(theirs, ["c_attn"])
+        if not fill:
+            for layer in lora_layers(theirs).values():
+                nn.init.zeros_(layer.lora_B["default"])
+        save_adapter(theirs, tmp_path)
+        ours = load_adapter(from_transformers(base("GPT2LMHeadModel").double()), tmp_path)
+        assert [n.rpartition(".")[2] for n in lora_layers(ours)] == [*"qkv"] * 2
+        assert {layer.settings["default"].r for layer in lora_layers(ours).values()} == {2}
+        torch.testing.assert_close(ours(IDS).logits, theirs(IDS).logits, atol=1e-6, rtol=0)
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
     for model in (llama(), add_adapters(llama(), 2)):
         with pytest.raises(ValueError, match="no adapter 'default': the model has none"):
             save_adapter(model, tmp_path)

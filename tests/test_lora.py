@@ -10,6 +10,7 @@ from peft_models import MODELS, base, generator
 from random_models import llama
 from torch import nn
 
+from course_lib.adapter_files import load_adapter, save_adapter
 from course_lib.lora import (
     adapter_names,
     add_lora,
@@ -20,7 +21,7 @@ from course_lib.lora import (
     unmerge_lora,
     use_adapter,
 )
-from course_lib.models import from_pretrained, save_pretrained
+from course_lib.models import from_pretrained, from_transformers, save_pretrained
 from course_lib.ops import token_logprobs
 from course_lib.optim import muon_adamw
 from course_lib.training import train
@@ -82,6 +83,26 @@ def test_frozen_weights_stay_bit_for_bit(name):
     assert (logits(model) - start).abs().max() > 0.01
     with disabled(model):
         assert torch.equal(logits(model), start)
+
+
+@pytest.mark.parametrize("name", ["T5ForConditionalGeneration", "BartForConditionalGeneration",
+                                  "BertForMaskedLM", "RobertaForMaskedLM"])  # fmt: skip
+def test_encoders_and_encoder_decoders_too(name, tmp_path):
+    """Theirs and ours: all linear layers, merged, and ours through a file onto theirs."""
+    theirs = base(name).double()
+    ours = from_transformers(theirs)
+    more = {"decoder_input_ids": IDS} if hasattr(ours.config, "start_token_id") else {}
+    for model in (ours, theirs):
+        with torch.no_grad():
+            before = model(IDS, **more).logits
+            model = fill(add_lora(copy.deepcopy(model), 2, 4, "all-linear", generator=generator()))
+            apart = model(IDS, **more).logits
+            assert (apart - before).abs().max() > 0.01
+            close(merge_lora(model)(IDS, **more).logits, apart)
+            if isinstance(model, type(ours)):
+                save_adapter(model, tmp_path)
+                found = load_adapter(copy.deepcopy(theirs), tmp_path, check_base=False)
+                close(found(IDS, **more).logits, apart)
 
 
 def test_a_killed_run_goes_on_with_its_adapter(tmp_path):

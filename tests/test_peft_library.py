@@ -218,6 +218,17 @@ def test_an_adapter_of_our_model_is_read_beside_its_copy_over_there(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_of_our_q_and_v_is_one_of_their_fused_layer(family, tmp_path):
+    """Our GPT-2's and BLOOM's q and v, and the q_proj and v_proj of Llama."""
+    mine = from_transformers(base(family))
+    ours = adapted(mine, target_modules=["q", "v", "up"], rank_pattern={"q": 2})
+    save_adapter(ours, tmp_path)
+    theirs = opened(to_transformers(mine), tmp_path)
+    torch.testing.assert_close(ours(IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5, rtol=0)
+    assert (ours(IDS).logits - mine(IDS).logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_soft_prompt_is_that_of_peft(family, tmp_path):
     """Logits of the tokens, the gradient, the vectors after a step; alone and padded on the right.
     Padded on the left, peft's learnt positions count the padding, and ours do not."""
