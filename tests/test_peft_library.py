@@ -202,8 +202,8 @@ def test_an_adapter_that_peft_made_is_read(tmp_path):
 def test_an_adapter_of_our_model_is_read_beside_its_copy_over_there(tmp_path):
     """Our Llama's q is their q_proj; and back onto ours, and onto theirs by us. The tolerance is
     that of the two models, whose tables of rotary positions are float32."""
-    with Parity("LoRA of our Llama, through a file: logits, float64", "peft.PeftModel on LlamaForCausalLM",
-                1e-5) as parity:  # fmt: skip
+    with Parity("LoRA of our Llama, through a file: logits, float64",
+                "peft.PeftModel on LlamaForCausalLM", 1e-5) as parity:  # fmt: skip
         mine = from_transformers(base("Llama"))
         ours = adapted(mine, target_modules=["q", "v", "gate", "down"])
         save_adapter(ours, tmp_path)
@@ -234,8 +234,8 @@ def test_a_soft_prompt_is_that_of_peft(family, tmp_path):
     """Logits of the tokens, the gradient, the vectors after a step; alone and padded on the right.
     Padded on the left, peft's learnt positions count the padding, and ours do not."""
     model = base(family)
-    with Parity(f"Prompt tuning, {family}: logits, gradient, a step, float64", "peft.PromptTuningConfig",
-                TOLERANCE) as parity:  # fmt: skip
+    with Parity(f"Prompt tuning, {family}: logits, gradient, a step, float64",
+                "peft.PromptTuningConfig", TOLERANCE) as parity:  # fmt: skip
         for i, mask in enumerate((torch.ones_like(IDS), RIGHT)):
             ours = add_soft_prompt(copy.deepcopy(model), 3, init=[4, 7])
             save_adapter(ours, tmp_path / str(i))
