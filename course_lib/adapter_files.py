@@ -156,13 +156,14 @@ def save_adapter(
 
 
 def _soft_prompt(model: SoftPrompt) -> tuple[dict[str, Tensor], dict]:
-    P, C = model.prompt.shape
-    fields = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": P,
-              "token_dim": C, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM"}
-    for name, ours in (("num_layers", "n_layer"), ("num_attention_heads", "n_head")):
-        fields[name] = getattr(model.config, ours, getattr(model.config, name, None))
-    fields["num_layers"] = fields["num_layers"] or model.config.num_hidden_layers
-    return {"prompt_embeddings": model.prompt}, fields
+    (P, C), config = model.prompt.shape, model.config
+    ours = isinstance(model.model, Model)
+    return {"prompt_embeddings": model.prompt}, {
+        "peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": P,
+        "token_dim": C, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM",
+        "num_layers": config.n_layer if ours else config.num_hidden_layers,
+        "num_attention_heads": config.n_head if ours else config.num_attention_heads,
+    }  # fmt: skip
 
 
 def _is_transposed_there(model: nn.Module, layers: Mapping[str, LoRALinear]) -> bool:

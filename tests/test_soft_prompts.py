@@ -99,6 +99,14 @@ def test_vectors_of_tokens_are_those_tokens(name):
             close(model(IDS).logits, plain(IDS).logits)
 
 
+def test_packed_rows_are_refused():
+    """[a b c | d e]: d would not see the vectors."""
+    model = add_soft_prompt(llama(), 2)
+    model(IDS, position_ids=torch.tensor([[0, 1, 2, 3, 4]]))
+    with pytest.raises(ValueError, match="several texts.*no packing"):
+        model(IDS, position_ids=torch.tensor([[0, 1, 2, 0, 1]]))
+
+
 # --- generation ---------------------------------------------------------------------------------
 
 
