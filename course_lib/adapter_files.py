@@ -2,14 +2,18 @@
 
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` with the adapter's weights
 alone, under transformers' names, also those of our models. The header of the weights has the
-fingerprint of the base beside which they were trained; ``peft`` does not look at it.
+fingerprint of the base beside which they were trained; ``peft`` does not look at it. Where q, k and
+v are one layer over there (GPT-2, BLOOM), so are their adapters, whose ranks add up; read again,
+each part is what it was, and what added nothing to it is left out.
 What ``peft`` has beyond ``lora``'s docstring is refused by name, and so are bottleneck adapters,
 for which it has no format.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +24,9 @@ from torch import Tensor, nn
 from course_lib.files import read_text, replacing
 from course_lib.lora import check_names, install, lora_layers, pattern_value
 from course_lib.lora_layer import LoRALinear, LoRASettings
-from course_lib.models import fingerprint, transformers_names, transformers_weights
+from course_lib.models import fingerprint, fused_rows, transformers_names, transformers_weights
 from course_lib.models.base import Model
+from course_lib.models.configs import family_of
 from course_lib.models.decoder import Decoder
 from course_lib.soft_prompts import SoftPrompt, add_soft_prompt
 from course_lib.wrapped_linear import base_parameters, is_transposed, linear_layers
@@ -54,25 +59,61 @@ def base_fingerprint(model: nn.Module) -> str:
 
 
 def _places(model: nn.Module) -> dict[str, str]:
-    """Our name of each linear layer -> its name over there; the same for models from there.
-
-    Raises:
-        ValueError: several of our layers are one over there.
-    """
+    """Our name of each linear layer -> its name over there; the same for models from there."""
     names = list(linear_layers(model))
     if not isinstance(model, Model):
         return {name: name for name in names}
     return transformers_names(model.config, names)
 
 
-def _only_one_each(model: nn.Module, places: Mapping[str, str]) -> None:
-    for ours, theirs in places.items():
-        if list(places.values()).count(theirs) > 1:
-            raise ValueError(
-                f"{ours} of {type(model).__name__} is a part of {theirs} over there, which has one "
-                "adapter for all of it. Put the adapter on to_transformers(model) instead, or on "
-                "other layers."
-            )
+@dataclass
+class _Adapter:
+    """What one layer has, ours or over there."""
+
+    settings: LoRASettings
+    lora_A: Tensor  # (r, in)
+    lora_B: Tensor  # (out, r)
+    lora_bias: Tensor | None = None  # (out,)
+
+    def resized(self, r: int, **tensors) -> "_Adapter":
+        """Of another rank with the same scaling."""
+        old = self.settings
+        alpha = old.scaling * (math.sqrt(r) if old.use_rslora else r)
+        return replace(self, settings=replace(old, r=r, lora_alpha=alpha), **tensors)
+
+
+def _fuse(parts: list[tuple[Tensor, _Adapter]], n_out: int) -> _Adapter:
+    """One adapter of a layer of n_out rows that does what those of its rows do: the A below each
+    other, each B in its own rows and columns. parts: (rows, adapter).
+    """
+    first, r = parts[0][1], sum(len(one.lora_A) for _, one in parts)
+    B, bias, column = first.lora_B.new_zeros(n_out, r), first.lora_B.new_zeros(n_out), 0
+    for rows, one in parts:
+        scale, end = one.settings.scaling / first.settings.scaling, column + len(one.lora_A)
+        B[rows, column:end] = scale * one.lora_B.detach()
+        if one.lora_bias is not None:
+            bias[rows] = scale * one.lora_bias.detach()
+        column = end
+    A = torch.cat([one.lora_A for _, one in parts])
+    return first.resized(r, lora_A=A, lora_B=B,
+                         lora_bias=bias if first.settings.lora_bias else None)  # fmt: skip
+
+
+def _split(fused: _Adapter, rows: Tensor) -> _Adapter | None:
+    """The adapter of these rows of a layer, without what adds nothing to them; None if all does."""
+    B = fused.lora_B[rows]
+    bias = None if fused.lora_bias is None else fused.lora_bias[rows]
+    kept = B.any(0) if fused.lora_B.any() else torch.ones_like(B[0], dtype=torch.bool)
+    if bias is not None and bias.any() and not kept.any():
+        kept[0] = True
+    if not kept.any():
+        return None
+    return fused.resized(int(kept.sum()), lora_A=fused.lora_A[kept], lora_B=B[:, kept],
+                         lora_bias=bias)  # fmt: skip
+
+
+def _rows(model: nn.Module, name: str) -> Tensor | None:
+    return fused_rows(model.config, name) if isinstance(model, Model) else None
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -93,8 +134,7 @@ def save_adapter(
             know their own.
 
     Raises:
-        ValueError: no such adapter; a layer that is a part of a fused one over there (GPT-2's and
-            BLOOM's q, k and v).
+        ValueError: no such adapter; layers of it that differ where the format has one value.
     """
     weights, fields = (_soft_prompt(model) if isinstance(model, SoftPrompt)
                        else _lora(model, adapter_name))  # fmt: skip
@@ -116,26 +156,43 @@ def save_adapter(
 
 
 def _soft_prompt(model: SoftPrompt) -> tuple[dict[str, Tensor], dict]:
-    P, C = model.prompt.shape
-    fields = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": P,
-              "token_dim": C, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM"}
-    for name, ours in (("num_layers", "n_layer"), ("num_attention_heads", "n_head")):
-        fields[name] = getattr(model.config, ours, getattr(model.config, name, None))
-    fields["num_layers"] = fields["num_layers"] or model.config.num_hidden_layers
-    return {"prompt_embeddings": model.prompt}, fields
+    (P, C), config = model.prompt.shape, model.config
+    ours = isinstance(model.model, Model)
+    return {"prompt_embeddings": model.prompt}, {
+        "peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": P,
+        "token_dim": C, "num_transformer_submodules": 1, "prompt_tuning_init": "RANDOM",
+        "num_layers": config.n_layer if ours else config.num_hidden_layers,
+        "num_attention_heads": config.n_head if ours else config.num_attention_heads,
+    }  # fmt: skip
+
+
+def _is_transposed_there(model: nn.Module, layers: Mapping[str, LoRALinear]) -> bool:
+    """Whether the weights of these layers are (in, out) over there, as ``peft`` wants to know."""
+    if isinstance(model, Model):
+        return family_of(model.config).transposed and any(n.startswith("blocks.") for n in layers)
+    return any(layer.transposed for layer in layers.values())
 
 
 def _lora(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor], dict]:
     check_names(model, [adapter_name])
     layers = {n: m for n, m in lora_layers(model).items() if adapter_name in m.settings}
-    places = {n: p for n, p in _places(model).items()}
-    _only_one_each(model, {n: p for n, p in places.items() if p in {places[x] for x in layers}})
+    places, fused, found = _places(model), {}, {}
+    for name, layer in layers.items():
+        own = _Adapter(layer.settings[adapter_name], *(
+            table.get(adapter_name) for table in (layer.lora_A, layer.lora_B, layer.lora_bias)
+        ))  # fmt: skip
+        rows = _rows(model, name)
+        if rows is None:
+            found[places[name]] = own
+        else:
+            fused.setdefault(places[name], []).append((rows, own))
+    found |= {n: _fuse(parts, 3 * model.config.n_embd) for n, parts in fused.items()}
     weights = {
-        f"{PREFIX}{places[name]}.{theirs}": getattr(layer, ours)[adapter_name]
-        for name, layer in layers.items() for theirs, ours in PARTS.items()
-        if adapter_name in getattr(layer, ours)
+        f"{PREFIX}{n}.{theirs}": getattr(own, ours)
+        for n, own in found.items() for theirs, ours in PARTS.items()
+        if getattr(own, ours) is not None
     }  # fmt: skip
-    settings = {places[name]: layer.settings[adapter_name] for name, layer in layers.items()}
+    settings = {n: own.settings for n, own in found.items()}
     first = next(iter(settings.values()))
     if len({(s.use_rslora, s.lora_bias, s.lora_dropout) for s in settings.values()}) > 1:
         raise ValueError(
@@ -155,7 +212,7 @@ def _lora(model: nn.Module, adapter_name: str) -> tuple[dict[str, Tensor], dict]
         "r": first.r, "lora_alpha": first.lora_alpha, "lora_dropout": first.lora_dropout,
         "use_rslora": first.use_rslora, "lora_bias": first.lora_bias, "bias": "none",
         "target_modules": sorted(settings), "init_lora_weights": True,
-        "fan_in_fan_out": any(layer.transposed for layer in layers.values()), **patterns,
+        "fan_in_fan_out": _is_transposed_there(model, layers), **patterns,
     }  # fmt: skip
 
 
@@ -242,26 +299,32 @@ def _load_lora(model, folder, adapter_name: str, fields: dict, weights: dict) ->
             f"{folder} has an adapter for {', '.join(missing[:3])} ({len(missing)} layers in all "
             f"that {type(model).__name__} lacks): it belongs to another base."
         )
-    _only_one_each(model, places)
-    settings = {}
+    found: dict[str, _Adapter] = {}
     for name, place in places.items():
-        _check_shapes(model.get_submodule(name), f"{folder}: {place}", parts[place])
+        rows = _rows(model, name)
+        _check_shapes(model.get_submodule(name), f"{folder}: {place}", parts[place], rows)
         alpha = pattern_value(fields.get("alpha_pattern") or {}, place, fields["lora_alpha"])
-        settings[name] = LoRASettings(
+        own = _Adapter(LoRASettings(
             len(parts[place]["lora_A"]), alpha, fields.get("lora_dropout") or 0.0,
             bool(fields.get("use_rslora")), "lora_bias" in parts[place],
-        )  # fmt: skip
-    install(model, settings, adapter_name)
+        ), **parts[place])  # fmt: skip
+        if rows is not None:
+            own = _split(own, rows)
+        if own is not None:
+            found[name] = own
+    install(model, {name: own.settings for name, own in found.items()}, adapter_name)
     with torch.no_grad():
-        for name, place in places.items():
-            for part, tensor in parts[place].items():
-                getattr(model.get_submodule(name), part)[adapter_name].copy_(tensor)
+        for name, own in found.items():
+            for part in PARTS.values():
+                if (tensor := getattr(own, part)) is not None:
+                    getattr(model.get_submodule(name), part)[adapter_name].copy_(tensor)
     return model
 
 
-def _check_shapes(layer: nn.Module, where: str, parts: dict[str, Tensor]) -> None:
+def _check_shapes(layer: nn.Module, where: str, parts: dict[str, Tensor], rows) -> None:
     """Before anything is changed."""
     n_in, n_out = _widths(layer)
+    n_out = n_out if rows is None else 3 * n_out
     A, B = (parts.get(name, torch.empty(0)) for name in ("lora_A", "lora_B"))
     if A.ndim != 2 or A.shape[1] != n_in or B.shape != (n_out, len(A)):
         raise ValueError(

@@ -43,7 +43,8 @@ __all__ = [
     "adapter_rows", "add_adapters", "add_lora", "add_soft_prompt", "base_fingerprint",
     "bottleneck", "combine_adapters", "count_parameters", "disabled", "find_linear", "freeze",
     "freeze_except", "load_adapter", "lora_delta", "lora_layers", "lora_linear", "lora_scaling",
-    "merge_lora", "save_adapter", "summary_table", "unload_lora", "unmerge_lora", "use_adapter",
+    "memory", "merge_lora", "save_adapter", "summary_table", "unload_lora", "unmerge_lora",
+    "use_adapter",
 ]  # fmt: skip
 
 

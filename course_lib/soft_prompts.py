@@ -87,6 +87,9 @@ class SoftPrompt(nn.Module):
         Args:
             input_ids: (B, T). attention_mask: (B, T), or (B, cached + T), of tokens alone.
             position_ids: (B, T) or (1, T), counted from 0 at the first token.
+
+        Raises:
+            ValueError: rows of several texts, whose positions start anew.
         """
         if not self.enabled:
             return self.model(
@@ -101,6 +104,11 @@ class SoftPrompt(nn.Module):
             if positions is None and mask is not None:
                 positions = positions_from_mask(mask)[:, -T:]
         else:
+            if mask is None and position_ids is not None and (position_ids.diff(dim=1) != 1).any():
+                raise ValueError(
+                    "Positions start anew inside a row, so it holds several texts, and the vectors "
+                    "would stand before the first alone: give rows of one text (no packing)."
+                )
             inputs = self.inputs(input_ids, attention_mask, position_ids)
             text, positions = {"inputs_embeds": inputs["inputs_embeds"]}, inputs.get("position_ids")
         return self.model(
@@ -159,12 +167,12 @@ def add_soft_prompt(
 
 
 def _check_model(model: nn.Module) -> None:
-    ours = isinstance(model, Model)
-    causal = isinstance(model, Decoder) and not model.config.n_label
-    if isinstance(model, SoftPrompt) or (ours and not causal) or (
-        not ours and (getattr(model.config, "is_encoder_decoder", False)
-                      or model.get_output_embeddings() is None)
-    ):  # fmt: skip
+    if isinstance(model, Model):
+        causal = isinstance(model, Decoder) and not model.config.n_label
+    else:
+        causal = getattr(model, "get_output_embeddings", lambda: None)() is not None
+        causal = causal and not model.config.is_encoder_decoder
+    if not causal:
         raise ValueError(
             f"A soft prompt stands before the texts of a causal language model, got "
             f"{type(model).__name__}."

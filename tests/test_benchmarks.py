@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import dpo, encoder, generation, grpo, measure, ppo, sft_step, training_step
+from benchmarks import dpo, encoder, generation, grpo, lora, measure, ppo, sft_step, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -362,13 +362,56 @@ def test_both_sides_of_grpo_roll_out_and_move(monkeypatch, tmp_path):
     assert not any(torch.equal(next(m.parameters()), old) for m, old in zip(models, before))
 
 
+def small_lora(monkeypatch) -> None:
+    """Two rows of eight tokens, two new ones, rank 2."""
+    sizes = {"ROWS": 2, "TOKENS": 8, "NEW_TOKENS": 2, "RANK": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(lora, name, value)
+
+
+def test_the_tables_of_lora(monkeypatch):
+    """2 x 8 tokens in .5 s: 32 a second; two new tokens in each row: 8 a second. Both sides did a
+    pass beforehand with one loss, and the model given stays as it was."""
+    small_lora(monkeypatch)
+    fixed_times(monkeypatch, lora)
+    monkeypatch.setattr(lora, "peak_bytes", lambda run, device: 7e6)
+    model = tiny()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    lines = lora.main(model, peak=1e6, rounds=3).splitlines()
+    assert lines[0] == "LoRA of rank 2, forward and backward / peft's, 2 x 8 tokens"
+    assert lines[2].split() == "32 2.00 2.00-2.00 1.0 7 7".split()
+    assert [line.split() for line in lines[6:]] == [
+        "reading 32 2.00 2.00-2.00 1.00 ± .03".split(),
+        "generation 8 2.00 2.00-2.00 1.00 ± .03".split(),
+    ]
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_other_adapters_are_not_timed(monkeypatch):
+    """The library's side with other weights in one B, or with one of them frozen: refused."""
+    small_lora(monkeypatch)
+    model = lora.to_transformers(tiny())
+    ours, ids = lora.with_lora(model), lora.random_ids(model)
+    mine = lora.pass_of(ours, ids)
+    theirs = lora.their_lora(model, ours)
+    lora.check(mine, lora.pass_of(theirs, ids))
+    last = [p for n, p in theirs.named_parameters() if "lora_B" in n][-1]
+    last.requires_grad_(False)
+    with pytest.raises(AssertionError, match="parameters are trained"):
+        lora.check(mine, lora.pass_of(theirs, ids))
+    with torch.no_grad():
+        last.requires_grad_(True).add_(1.0)
+    with pytest.raises(AssertionError, match="the losses differ|have the norms"):
+        lora.check(mine, lora.pass_of(theirs, ids))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nosuch"],
             "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step, "
-            "ppo, dpo, grpo",
+            "ppo, dpo, grpo, lora",
         ),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],

@@ -44,11 +44,12 @@ def notebook(*cells: str) -> nbformat.NotebookNode:
         ("import torch, transformers\nfrom course_lib import plotting", {}),
         ("from trl import SFTConfig", {"trl": "alignment"}),
         ("def f():\n    import datasets.features as d", {"datasets": "alignment"}),
+        ("import peft\nfrom course_lib import peft as ours", {"peft": "alignment"}),
         ("%pip --version\n!ls\nimport rensa", {"rensa": "curation"}),
     ],
 )
 def test_extras_follow_from_imports(source, extras):
-    """trl and datasets stand in the extra alignment of pyproject.toml, rensa in curation."""
+    """trl, datasets and peft stand in the extra alignment of pyproject.toml, rensa in curation."""
     assert extras_needed(packages_needed([source])) == extras
 
 

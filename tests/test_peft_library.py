@@ -95,7 +95,8 @@ NAMES = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight",
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_lora_is_that_of_peft(settings, tmp_path):
     """Logits, gradients, the adapter after a step of SGD, and logits after it."""
-    with Parity(f"{settings}: logits, gradients, a step", "peft.LoraConfig", TOLERANCE) as parity:
+    with Parity(f"{settings}: logits, gradients, a step, float64", "peft.LoraConfig",
+                TOLERANCE) as parity:  # fmt: skip
         for i, family in enumerate(FAMILIES):
             model = base(family)
             ours = adapted(model, **SETTINGS[settings])
@@ -145,7 +146,7 @@ def test_merged_weights_are_those_of_peft(family, tmp_path):
 
 
 def test_rows_with_adapters_of_their_own_are_those_of_peft(tmp_path):
-    with Parity("LoRA, an adapter for each row: logits", "peft.PeftModel (adapter_names)",
+    with Parity("LoRA, an adapter for each row: logits, float64", "peft.PeftModel (adapter_names)",
                 TOLERANCE) as parity:  # fmt: skip
         for family in FAMILIES:
             model = base(family)
@@ -201,8 +202,8 @@ def test_an_adapter_that_peft_made_is_read(tmp_path):
 def test_an_adapter_of_our_model_is_read_beside_its_copy_over_there(tmp_path):
     """Our Llama's q is their q_proj; and back onto ours, and onto theirs by us. The tolerance is
     that of the two models, whose tables of rotary positions are float32."""
-    with Parity("LoRA of our Llama, through a file: logits", "peft.PeftModel on LlamaForCausalLM",
-                1e-5) as parity:  # fmt: skip
+    with Parity("LoRA of our Llama, through a file: logits, float64",
+                "peft.PeftModel on LlamaForCausalLM", 1e-5) as parity:  # fmt: skip
         mine = from_transformers(base("Llama"))
         ours = adapted(mine, target_modules=["q", "v", "gate", "down"])
         save_adapter(ours, tmp_path)
@@ -218,12 +219,23 @@ def test_an_adapter_of_our_model_is_read_beside_its_copy_over_there(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_of_our_q_and_v_is_one_of_their_fused_layer(family, tmp_path):
+    """Our GPT-2's and BLOOM's q and v, and the q_proj and v_proj of Llama."""
+    mine = from_transformers(base(family))
+    ours = adapted(mine, target_modules=["q", "v", "up"], rank_pattern={"q": 2})
+    save_adapter(ours, tmp_path)
+    theirs = opened(to_transformers(mine), tmp_path)
+    torch.testing.assert_close(ours(IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5, rtol=0)
+    assert (ours(IDS).logits - mine(IDS).logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_soft_prompt_is_that_of_peft(family, tmp_path):
     """Logits of the tokens, the gradient, the vectors after a step; alone and padded on the right.
     Padded on the left, peft's learnt positions count the padding, and ours do not."""
     model = base(family)
-    with Parity(f"Prompt tuning, {family}: logits, gradient, a step", "peft.PromptTuningConfig",
-                TOLERANCE) as parity:  # fmt: skip
+    with Parity(f"Prompt tuning, {family}: logits, gradient, a step, float64",
+                "peft.PromptTuningConfig", TOLERANCE) as parity:  # fmt: skip
         for i, mask in enumerate((torch.ones_like(IDS), RIGHT)):
             ours = add_soft_prompt(copy.deepcopy(model), 3, init=[4, 7])
             save_adapter(ours, tmp_path / str(i))
@@ -280,7 +292,7 @@ def test_biases_and_norms_are_those_that_peft_trains(family):
                                   fan_in_fan_out=family == "GPT-2"),
         "norms": peft.LNTuningConfig(target_modules=sorted(ends)),
     }  # fmt: skip
-    with Parity(f"Biases or norms alone, {family}: gradients, a step",
+    with Parity(f"Biases or norms alone, {family}: gradients, a step, float64",
                 "peft.LoraConfig (bias), peft.LNTuningConfig", TOLERANCE) as parity:  # fmt: skip
         for part, config in configs.items():
             ours = freeze_except(copy.deepcopy(model), part)

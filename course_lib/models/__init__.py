@@ -9,6 +9,7 @@ from course_lib.models.weights import (
     fingerprint,
     from_pretrained,
     from_transformers,
+    fused_rows,
     save_pretrained,
     to_transformers,
     transformers_names,
@@ -21,6 +22,6 @@ __all__ = [
     "BART", "BARTConfig", "BERT", "BERTConfig", "BLOOM", "BLOOMConfig", "DecoderOutput",
     "EncoderOutput", "GPT2", "GPT2Config", "Llama", "LlamaConfig", "RoBERTa", "RoBERTaConfig",
     "ScalarHead", "Seq2SeqOutput", "T5", "T5Config", "WithScalarHead", "fingerprint",
-    "from_pretrained", "from_transformers", "mask_inputs", "positions_from_mask",
+    "from_pretrained", "from_transformers", "fused_rows", "mask_inputs", "positions_from_mask",
     "save_pretrained", "to_transformers", "transformers_names", "transformers_weights",
 ]  # fmt: skip

@@ -104,6 +104,16 @@ def _import(family: Family, name: str, x: Tensor, H: int) -> Tensor:
     return x.unflatten(0, shape).select(family.fused, "qkv".index(part)).flatten(0, 1)
 
 
+def fused_rows(config: Config, name: str) -> Tensor | None:
+    """Which rows (outputs) of the fused layer over there our layer of that name is, q, k or v of
+    GPT-2 or BLOOM; None of a layer that is one there too.
+    """
+    family = family_of(config)
+    if family.fused is None or name.rpartition(".")[2] not in ("q", "k", "v"):
+        return None
+    return _import(family, f"{name}.bias", torch.arange(3 * config.n_embd), config.n_head)
+
+
 def _load(config: Config, weights: dict[str, Tensor], source: str, dtype: torch.dtype) -> Model:
     """A model with these transformers-named weights, every one of them and no other."""
     family = family_of(config)
