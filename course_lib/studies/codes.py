@@ -12,7 +12,7 @@ from statistics import fmean
 
 from torch import Generator, nn
 
-from course_lib.chat import encode_chat, turns
+from course_lib.chat import course_format, encode_chat, turns
 from course_lib.measuring import parse_answer
 from course_lib.peft import add_adapters, add_lora, add_soft_prompt, freeze_except
 from course_lib.rows import Row, endless
@@ -37,6 +37,11 @@ def draw_codes(seed: int, number: int = 0) -> tuple[Pairs, Pairs]:
         asked += pairs[:ASKED]
         trained += pairs[ASKED:]
     return trained, asked
+
+
+def prompt_ids(tokenizer, word: str) -> list[int]:
+    """The token ids of a question in the course's chat format, up to where the reply begins."""
+    return tokenizer(course_format(turns(QUESTION.format(word)), True))["input_ids"]
 
 
 def rows(tokenizer, pairs: Pairs, seed: int) -> Iterator[Row]:
