@@ -27,7 +27,8 @@ def test_seeds_and_numbers_have_codes_of_their_own():
 def test_rows_ask_and_answer():
     _, tokenizer = shipped("instruct")
     row = next(codes.rows(tokenizer, [("goose", "candle")], 0))
-    assert row["input_ids"][: len(ids)] == (ids := codes.prompt_ids(tokenizer, "goose"))
+    prompt = codes.prompt_ids(tokenizer, "goose")
+    assert row["input_ids"][: len(prompt)] == prompt
     answer = [i for i, label in zip(row["input_ids"], row["labels"]) if label != -100]
     assert tokenizer.decode(answer, skip_special_tokens=True).strip() == "candle"
 

@@ -27,8 +27,9 @@ def test_abilities_are_measured_where_the_task_is_learnt(monkeypatch):
 def test_a_method_that_never_learns_is_measured_at_the_end(monkeypatch):
     monkeypatch.setattr(codes, "correct", lambda *given: 0.5)
     monkeypatch.setattr(peft_forgetting, "forgotten", lambda *given: {"kept": 0.9})
+    steps = (peft_forgetting.EVERY, peft_forgetting.STEPS)
     monkeypatch.setattr(peft_forgetting, "train", lambda model, *given, evaluate, **how: [
-        evaluate(model, step) for step in (peft_forgetting.EVERY, peft_forgetting.STEPS)])  # fmt: skip
+        evaluate(model, step) for step in steps])  # fmt: skip
     found = peft_forgetting.run({"method": "full", "lr": 1e-3}, 3)
     assert found == {"correct": 0.5, "reached": peft_forgetting.STEPS, "kept": 0.9}
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from course_lib import plotting
+from course_lib import lora_layer, plotting
 from course_lib.studies import codes, load, peft_methods
 from course_lib.studies.stored import from_rows
 
@@ -47,12 +47,9 @@ def test_control_a_model_that_learnt_nothing_fails_the_check():
     assert outside(codes.correct(start, tokenizer, codes.draw_codes(SEED)[1]))
 
 
-def test_control_an_update_of_the_wrong_sign_fails_the_check(monkeypatch):
-    """As if the adapter were subtracted: the steps go the wrong way."""
-    real = codes.add_lora
-    monkeypatch.setattr(codes, "add_lora", lambda model, **how: real(
-        model, **{**how, "target_modules": ["feed_forward.gate"]}))  # fmt: skip
-    assert outside(peft_methods.run({"method": "LoRA r=1", "lr": 1e-4}, SEED)["correct"])
+def test_control_an_update_that_is_left_out_fails_the_check(monkeypatch):
+    monkeypatch.setattr(lora_layer, "lora_scaling", lambda *given: 0.0)
+    assert outside(peft_methods.run(peft_methods.GRID[CHECKED], SEED)["correct"])
 
 
 def test_the_figures_are_drawn_from_stored_results_alone(monkeypatch):
