@@ -211,7 +211,7 @@ def test_a_mean_that_is_no_longer_the_same_is_told():
 def test_each_study_is_whole_and_not_stale(name):
     study = running.module_of(name)
     assert running.state(study) == "complete", "run python -m course_lib.studies"
-    assert len(study.SEEDS) >= 5 and study.USES and study.CHECKS
+    assert len(study.SEEDS) >= 5 and study.USES
     results = load(name)
     assert results.settings == list(study.GRID)
     if len(study.SEEDS) < 8:  # five are allowed where a row costs over two minutes
@@ -220,6 +220,17 @@ def test_each_study_is_whole_and_not_stale(name):
         assert setting in study.GRID and measures
         for measure in measures:
             results.of(setting, measure)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_code_of_each_study_is_checked(name):
+    """By its own cheap rows, or by those of a study that runs all that this one names; then a row
+    of its own costs 15 seconds and more."""
+    study = running.module_of(name)
+    if not study.CHECKS:
+        other = running.module_of(study.CHECKED_BY)
+        assert other.CHECKS and set(study.USES) <= set(other.USES)
+        assert load(name).about["seconds"] / len(running.grid(study)) > 15
 
 
 def test_there_are_not_more_checks_than_the_false_alarms_were_divided_by():

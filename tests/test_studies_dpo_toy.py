@@ -15,7 +15,7 @@ MEASURES = ("KL to optimum", "KL at the start", "moved")
 
 
 def outside(measure, value):
-    low, high = load("dpo_toy").interval_for_a_new_seed("fresh, beta 0.5", measure)
+    low, high = load("dpo_toy").interval_for_a_new_seed("fresh, beta 1", measure)
     return not low <= value <= high
 
 
@@ -91,14 +91,14 @@ def test_the_loss_of_a_sample_by_hand():
 def test_control_preferences_the_wrong_way_round_fail_the_check(monkeypatch):
     real = dpo_toy.draw_pairs
     monkeypatch.setattr(dpo_toy, "draw_pairs", lambda *given: real(*given).flip(1))
-    measures = dpo_toy.run(dpo_toy.GRID["fresh, beta 0.5"], SEED)
+    measures = dpo_toy.run(dpo_toy.GRID["fresh, beta 1"], SEED)
     assert outside("KL to optimum", measures["KL to optimum"])
 
 
 def test_control_another_beta_in_the_loss_fails_the_check(monkeypatch):
     real = dpo_toy.pair_loss
     monkeypatch.setattr(dpo_toy, "pair_loss", lambda beta, **how: real(2 * beta, **how))
-    measures = dpo_toy.run(dpo_toy.GRID["fresh, beta 0.5"], SEED)
+    measures = dpo_toy.run(dpo_toy.GRID["fresh, beta 1"], SEED)
     assert outside("KL to optimum", measures["KL to optimum"])
 
 

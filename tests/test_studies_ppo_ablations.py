@@ -1,4 +1,4 @@
-"""The study of healthy and sick runs: the wrong mask by hand, and checks that a fault fails."""
+"""The study of healthy and sick runs: the wrong mask by hand, and what it shows in a log."""
 
 import copy
 import math
@@ -6,17 +6,10 @@ import math
 import pytest
 import torch
 
-from course_lib import plotting, ppo_rollouts
+from course_lib import plotting
 from course_lib.ppo import ppo_loss
 from course_lib.ppo_rollouts import ActorCritic, PPORollouts
 from course_lib.studies import guests, load, ppo_ablations, ppo_toy
-
-SEED = 9
-
-
-def outside(measure, value):
-    low, high = load("ppo_ablations").interval_for_a_new_seed("healthy", measure)
-    return not low <= value <= high
 
 
 def test_the_wrong_mask_counts_the_prompt_and_not_padding():
@@ -52,19 +45,6 @@ def test_the_wrong_mask_shows_in_the_first_step():
 def test_a_changed_stream_is_still_live():
     stream = ppo_ablations.Changed([{"a": 1}, {"a": 2}], lambda batch: {"a": -batch["a"]})
     assert stream.live and [batch["a"] for batch in stream] == [-1, -2]
-
-
-def test_control_a_turned_sign_of_the_advantage_fails_the_check(monkeypatch):
-    monkeypatch.setattr(ppo_rollouts, "masked_whiten",
-                        lambda values, mask: -torch.where(mask, values, 0 * values))  # fmt: skip
-    measures = ppo_ablations.run(ppo_ablations.GRID["healthy"], SEED)
-    assert outside("truth", measures["truth"])
-
-
-def test_control_a_run_that_learnt_nothing_fails_the_check():
-    results = load("ppo_ablations")
-    start = results.of("healthy", "truth") - results.of("healthy", "gain")
-    assert outside("truth", start.mean)
 
 
 def test_the_figures_are_drawn_from_stored_results_alone(monkeypatch):

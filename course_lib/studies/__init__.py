@@ -8,7 +8,8 @@ A study is a module with
 - ``draw(results)``: its figure (``plotting``), from the stored results alone,
 - ``MODELS``: names of the shipped models that it starts from, e.g. ``("base",)``,
 - ``USES``: the functions, classes and modules that its results hang on,
-- ``CHECKS``: {setting: (measures)}, cheap rows that tests and the notebook run again,
+- ``CHECKS``: {setting: (measures)}, cheap rows that tests and the notebook run again; empty where
+  no row is cheap, and then ``CHECKED_BY`` names the study whose check runs the same code,
 - ``LEAST_SPREAD`` (if need be): {measure: standard deviation below which the spread over the seeds
   is not believed}, e.g. half an item of a test that every seed passed without a mistake.
 

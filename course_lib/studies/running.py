@@ -64,7 +64,7 @@ def _changes_no_row(node: ast.stmt) -> bool:
         case ast.Expr(value=ast.Constant()):
             return True
         case ast.Assign(targets=[ast.Name(id=name)]):
-            return name in {"CHECKS", "LEAST_SPREAD"}
+            return name in {"CHECKS", "CHECKED_BY", "LEAST_SPREAD"}
     return False
 
 
