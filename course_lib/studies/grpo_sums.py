@@ -1,9 +1,9 @@
 """GRPO on sums with a verifier: what it reaches, with what settings, and what it does not.
 
 All runs of a seed begin with the start of ``sums``, read the same problems in the same order and
-see 96 responses an update. "main" is watched; "live" is the chapter's own run, with half as many;
-"beyond" trains on more numbers than the base model adds in any wording. "groups" trains nothing: it
-draws groups from the start, to compare the share of dead ones with the formula.
+see 96 responses an update. "main" is watched, and is twice as long as the others; "beyond" trains
+on more numbers than the base model adds in any wording. "groups" trains nothing: it draws groups
+from the start, to compare the share of dead ones with the formula.
 """
 
 import copy
@@ -37,7 +37,6 @@ SIZES = (2, 4, 8, 16)
 """Responses of a group."""
 GRID = {
     "main": {"main": True},
-    "live": {"responses": 48},
     **{f"group {size}": {"group_size": size} for size in SIZES if size != 8},
     "rate 5e-5": {"lr": 5e-5},
     "rate 1e-3": {"lr": 1e-3},
@@ -56,9 +55,9 @@ USES = (
     pass_at_k, per_token_rewards, gae, policy_loss, value_loss, ppo_loss, ActorCritic,
     PPORollouts,
 )  # fmt: skip
-CHECKS = {"live": ("nats",)}
-LEAST_SPREAD = {"nats": 0.003}
-RESPONSES, UPDATES, MAIN_UPDATES, EVERY, LR = 96, 20, 25, 5, 2e-4
+CHECKS = {}
+CHECKED_BY = "grpo_live"
+RESPONSES, UPDATES, MAIN_UPDATES, EVERY, LR = 96, 20, 40, 10, 2e-4
 TRAINED, BEYOND = 5, 8
 """Operands that are trained on, and those of "beyond"."""
 KEPT = ("score", "dead", "length", "entropy")  # of the rollouts
@@ -168,7 +167,7 @@ def run_main(seed: int) -> dict[str, float]:
 
     def watch(policy: nn.Module, update: int) -> dict:
         ends = update in (0, MAIN_UPDATES)
-        every = ends or update == 2 * EVERY
+        every = ends or update == EVERY
         course.update(at(update, sums.accuracies(policy, seed, *[] if every else [(TRAINED,)])))
         if ends:
             course.update(at(update, sums.other_wordings(policy, seed)))
@@ -203,7 +202,7 @@ def draw(results: Results):
     fig, ax = plotting.figure("Held-out sums, trained on five operands", "operands",
                               "share right", size=(7, 3.6))  # fmt: skip
     numbers = range(2, 9)
-    for number, update in enumerate((0, 2 * EVERY, MAIN_UPDATES)):
+    for number, update in enumerate((0, EVERY, MAIN_UPDATES)):
         found = [results.of("main", f"accuracy {n} after {update}") for n in numbers]
         _band(ax, numbers, found, f"after {update} updates", number)
     ax.axvline(TRAINED, color=plotting.INK, linestyle=":")
