@@ -1,4 +1,4 @@
-"""The study of GRPO on sums: what its settings share, its formula by hand, and its check."""
+"""The study of GRPO on sums: what its settings share, and its formula by hand."""
 
 import math
 from types import SimpleNamespace
@@ -6,16 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from course_lib import grpo_rollouts, plotting, reasoning
+from course_lib import plotting, reasoning
 from course_lib.studies import grpo_sums, load, sums
 from course_lib.world.verifiers import VERIFIERS
-
-SEED = 9
-
-
-def outside(measure, value):
-    low, high = load("grpo_sums").interval_for_a_new_seed("live", measure)
-    return not low <= value <= high
 
 
 def test_every_size_of_group_sees_as_many_responses(monkeypatch):
@@ -39,7 +32,7 @@ def test_the_verifier_of_a_setting_is_the_one_that_scores(monkeypatch):
     monkeypatch.setattr(sums, "start_of", lambda seed: None)
     monkeypatch.setattr(reasoning, "scorer", lambda verifier, tokenizer: seen.append(verifier))
     monkeypatch.setattr(reasoning, "tune_by_grpo", lambda *given, **how: (None, [], []))
-    for setting in ("live", "sloppy", "answer and format"):
+    for setting in ("rate 1e-3", "sloppy", "answer and format"):
         grpo_sums.tuned(0, **grpo_sums.GRID[setting])
     assert seen == [VERIFIERS[name] for name in ("exact answer", "sloppy", "both")]
 
@@ -101,18 +94,6 @@ def test_written_tells_a_right_answer_from_sound_steps(monkeypatch):
     assert found["form"] == 1
 
 
-def test_control_a_turned_sign_of_the_advantage_fails_the_check(monkeypatch):
-    real = grpo_rollouts.group_advantages
-    monkeypatch.setattr(grpo_rollouts, "group_advantages", lambda *given: -real(*given))
-    policy, _ = grpo_sums.tuned(SEED, **grpo_sums.GRID["live"] | {"updates": 8})
-    assert outside("nats", sums.nats(policy, SEED))
-
-
-def test_control_a_run_that_learnt_nothing_fails_the_check():
-    """As with a mask that keeps nothing: the policy stays the start."""
-    assert outside("nats", sums.nats(sums.start_of(SEED), SEED))
-
-
 @pytest.mark.parametrize("draw", [grpo_sums.draw, grpo_sums.draw_course, grpo_sums.draw_dead,
                                   grpo_sums.draw_careless, grpo_sums.draw_passes])  # fmt: skip
 def test_the_figures_are_drawn_from_stored_results_alone(monkeypatch, draw):
@@ -129,7 +110,7 @@ def test_scores_are_drawn_for_the_settings_named():
 def test_each_setting_has_every_measure(setting):
     results = load("grpo_sums")
     names = {"groups": ["p", *(f"dead {size}" for size in grpo_sums.SIZES)],
-             "main": ["pass@16 of 8 after 25", "accuracy as corpus after 25"],
+             "main": ["pass@16 of 8 after 40", "accuracy as corpus after 40"],
              "beyond": ["pass@16 of 8 after 20"]}.get(setting, [])  # fmt: skip
     if setting != "groups":
         names += ["late score", "nats", "answer", "sound", "form", "characters", "score 1",
