@@ -7,7 +7,7 @@ from course_lib import plotting
 from course_lib.studies import grpo_sums, sums
 from course_lib.studies.stored import Results
 
-GRID = {"live": {"responses": 48, "group_size": 4, "lr": 3e-4, "updates": 24}}
+GRID = {"live": {"responses": 48, "group_size": 4, "lr": 2e-4, "updates": 24}}
 SEEDS = range(16)
 MODELS = ("base",)
 USES = (*grpo_sums.USES, grpo_sums.tuned)
