@@ -20,10 +20,10 @@ def test_the_words_of_the_table_are_asked(monkeypatch):
     monkeypatch.setattr(codes, "tuned", lambda start, tok, pairs, seed, lr, steps, **method: (
         calls.append((pairs, lr, steps, method)) or start))  # fmt: skip
     monkeypatch.setattr(codes, "correct", lambda model, tok, pairs: len(set(dict(pairs))))
-    found = peft_table.run({"method": "LoRA r=2", "lr": 0.5}, 3)
+    found = peft_table.run({"method": "LoRA r=4", "lr": 0.5}, 3)
     ((pairs, lr, steps, method),) = calls
     assert found["correct"] == len(pairs) == peft_table.ENTRIES and found["trained"] == 4
-    assert (lr, steps, method) == (0.5, peft_table.STEPS, peft_methods.METHODS["LoRA r=2"][0])
+    assert (lr, steps, method) == (0.5, peft_table.STEPS, peft_methods.METHODS["LoRA r=4"][0])
 
 
 def test_control_a_model_that_learnt_nothing_fails_the_check():

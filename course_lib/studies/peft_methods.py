@@ -19,7 +19,7 @@ from course_lib.studies import codes, tuning
 from course_lib.studies.stored import PerSeed, Results
 from course_lib.studies.tuning import shipped
 
-RANKS, WIDTHS, TOKENS = (1, 2, 4, 8, 32), (4, 32), (1, 5, 20, 64)
+RANKS, WIDTHS, TOKENS = (1, 2, 4, 8, 32), (4, 32), (1, 5, 64)
 
 
 def lora(r: int, **how) -> dict:

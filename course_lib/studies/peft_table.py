@@ -15,10 +15,11 @@ from course_lib.studies.peft_methods import METHODS, of
 from course_lib.studies.stored import Results
 from course_lib.studies.tuning import shipped
 
+RANKS = (1, 4, 8, 32)
 RATES = {
     "full": (3e-4, 1e-3, 3e-3),
     "norms": (1e-2, 3e-2, 1e-1),
-    **{f"LoRA r={r}": (5e-3, 1e-2, 2e-2) for r in peft_methods.RANKS},
+    **{f"LoRA r={r}": (5e-3, 1e-2, 2e-2) for r in RANKS},
 }
 GRID = {f"{method}, rate {rate:g}": {"method": method, "lr": rate}
         for method, rates in RATES.items() for rate in rates}  # fmt: skip
@@ -45,17 +46,16 @@ def draw(results: Results, rule: Results):
     """Accuracy against the rank, of the table and of the rule; dotted, full fine-tuning."""
     fig, ax = plotting.figure("A rule of twelve names, and a table of 128", "rank r of LoRA",
                               "correct", size=(7.2, 3.6))  # fmt: skip
-    ranks = peft_methods.RANKS
     for number, (some, label) in enumerate(((rule, "rule, new words"), (results, "table"))):
-        bands = [mean_interval(of(some, f"LoRA r={r}").values) for r in ranks]
-        (line,) = ax.plot(ranks, [b[0] for b in bands], marker=plotting.MARKERS[number],
+        bands = [mean_interval(of(some, f"LoRA r={r}").values) for r in RANKS]
+        (line,) = ax.plot(RANKS, [b[0] for b in bands], marker=plotting.MARKERS[number],
                           label=f"{label}: LoRA")  # fmt: skip
-        ax.fill_between(ranks, [b[1] for b in bands], [b[2] for b in bands], alpha=0.15,
+        ax.fill_between(RANKS, [b[1] for b in bands], [b[2] for b in bands], alpha=0.15,
                         linewidth=0, color=line.get_color())  # fmt: skip
         ax.axhline(of(some, "full").mean, linestyle=":", color=line.get_color(),
                    label=f"{label}: full")  # fmt: skip
     ax.set(xscale="log", ylim=(0, 1.05))
-    ax.set_xticks(ranks, list(map(str, ranks)))
+    ax.set_xticks(RANKS, list(map(str, RANKS)))
     ax.minorticks_off()
     ax.legend()
     return fig
