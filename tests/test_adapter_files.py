@@ -34,7 +34,8 @@ def adapted(model: nn.Module, targets="all-linear", name: str = "default", **set
 
 def edit(folder, **fields) -> None:
     path = folder / FILES[0]
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    changed = json.loads(path.read_text(encoding="utf-8")) | fields
+    path.write_text(json.dumps(changed), encoding="utf-8")
 
 
 # --- written ------------------------------------------------------------------------------------
@@ -50,7 +51,7 @@ def test_the_files_by_hand(tmp_path):
     assert {name: tuple(x.shape) for name, x in weights.items()} == {
         f"{q}.lora_A.weight": (2, 24), f"{q}.lora_B.weight": (24, 2)
     }  # fmt: skip
-    fields = json.loads((tmp_path / FILES[0]).read_text())
+    fields = json.loads((tmp_path / FILES[0]).read_text(encoding="utf-8"))
     wanted = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 3, "bias": "none",
         "lora_dropout": 0.1, "use_rslora": False, "rank_pattern": {}, "fan_in_fan_out": False,
@@ -88,7 +89,7 @@ def test_a_soft_prompt_is_written_and_read(name, tmp_path):
     model = add_soft_prompt(base(name), 3, generator=torch.Generator().manual_seed(0))
     save_adapter(model, tmp_path)
     assert set(load_file(tmp_path / FILES[1])) == {"prompt_embeddings"}
-    fields = json.loads((tmp_path / FILES[0]).read_text())
+    fields = json.loads((tmp_path / FILES[0]).read_text(encoding="utf-8"))
     assert fields["num_virtual_tokens"] == 3 and fields["num_layers"] == 2
     assert torch.equal(load_adapter(base(name), tmp_path)(IDS).logits, model(IDS).logits)
 
@@ -274,6 +275,6 @@ def test_damaged_files_are_told(tmp_path):
         load_adapter(llama(), tmp_path)
     save_adapter(adapted(llama()), tmp_path)
     for text in ("{", "[1]"):
-        (tmp_path / FILES[0]).write_text(text)
+        (tmp_path / FILES[0]).write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="is damaged"):
             load_adapter(llama(), tmp_path)
