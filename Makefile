@@ -59,6 +59,7 @@ model: venv
 	$(PY) -m course_lib.recipes.base
 	$(PY) -m course_lib.recipes.instruct
 	$(PY) -m course_lib.recipes.preference
+	$(PY) -m course_lib.recipes.reasoning
 
 clean:
 	rm -rf _build build .pytest_cache .ruff_cache .hypothesis

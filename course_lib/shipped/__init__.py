@@ -37,7 +37,7 @@ def model_path(stage: str = "base") -> Path:
     """The folder of a shipped model, after its files were checked.
 
     Args:
-        stage: ``"base"``, ``"instruct"`` or ``"preference"``; ``"reasoning"`` is to come.
+        stage: ``"base"``, ``"instruct"``, ``"preference"`` or ``"reasoning"``.
 
     Raises:
         ValueError: an unknown stage, one that is not shipped yet, or a file (the list of checksums
