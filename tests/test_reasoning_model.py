@@ -1,6 +1,7 @@
 """The shipped reasoning model is what its card says: right answers with sound steps."""
 
 import json
+from statistics import fmean
 
 import pytest
 
@@ -41,7 +42,8 @@ def test_grpo_gave_what_the_sft_did_not():
 def test_the_history_is_of_every_rollout():
     rollouts = history()["rollouts"]
     assert len(rollouts) == Recipe().updates
-    assert rollouts[-1]["score"] > rollouts[0]["score"] + 0.3
+    first, last = (fmean(row["score"] for row in part) for part in (rollouts[:10], rollouts[-10:]))
+    assert last > first + 0.3, "means of ten: sums of two and of five numbers are drawn alike"
 
 
 def test_the_card_states_the_recipe_and_every_figure():

@@ -104,7 +104,7 @@ def tuned_by_ppo(seed: int, updates: int = UPDATES) -> tuple[nn.Module, list[dic
     return model.policy.eval(), stream.history
 
 
-def dead_groups_of(seed: int, count: int = 32) -> dict[str, float]:
+def dead_groups_of(seed: int, count: int = 96) -> dict[str, float]:
     """Of the start's responses to held-out problems, for each size: the share of dead groups
     (``dead 8``), and what the formula expects with each problem's own p (``own p 8``), and with the
     mean p (``mean p 8``). The groups and the p come from different responses.
