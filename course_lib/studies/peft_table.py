@@ -15,12 +15,8 @@ from course_lib.studies.peft_methods import METHODS, of
 from course_lib.studies.stored import Results
 from course_lib.studies.tuning import shipped
 
-RANKS = (1, 4, 8, 32)
-RATES = {
-    "full": (3e-4, 1e-3, 3e-3),
-    "norms": (1e-2, 3e-2, 1e-1),
-    **{f"LoRA r={r}": (5e-3, 1e-2, 2e-2) for r in RANKS},
-}
+RANKS = (1, 4, 8)
+RATES = {"full": (1e-3, 3e-3), **{f"LoRA r={r}": (1e-2, 2e-2) for r in RANKS}}
 GRID = {f"{method}, rate {rate:g}": {"method": method, "lr": rate}
         for method, rates in RATES.items() for rate in rates}  # fmt: skip
 SEEDS = range(8)
