@@ -16,7 +16,8 @@ from course_lib.studies.stored import Results
 from course_lib.studies.tuning import shipped
 
 RANKS = (1, 4, 8)
-RATES = {"full": (1e-3, 3e-3), **{f"LoRA r={r}": (1e-2, 2e-2) for r in RANKS}}
+RATES = {"full": (3e-4, 1e-3), "LoRA r=1": (1e-2, 2e-2), "LoRA r=4": (5e-3, 1e-2),
+         "LoRA r=8": (2e-3, 5e-3)}  # fmt: skip
 GRID = {f"{method}, rate {rate:g}": {"method": method, "lr": rate}
         for method, rates in RATES.items() for rate in rates}  # fmt: skip
 SEEDS = range(8)
