@@ -1,10 +1,13 @@
 """The study of forgetting at equal accuracy: where it stops, and what it measures there."""
 
 import pytest
+import torch
 from torch import nn
 
 from course_lib import plotting
 from course_lib.studies import codes, load, peft_forgetting, peft_methods, tuning
+
+CHECKED = "full, rate 0.0003"
 
 
 def test_abilities_are_measured_where_the_task_is_learnt(monkeypatch):
@@ -44,6 +47,19 @@ def test_kept_is_the_mean_of_six_abilities(monkeypatch):
 def test_the_methods_and_best_rates_are_those_of_the_other_study():
     for method, rates in peft_forgetting.RATES.items():
         assert set(rates) <= set(peft_methods.METHODS[method][1])
+
+
+@pytest.mark.parametrize("fault", ["rate × 10", "random weights"])
+def test_control_a_run_that_forgets_all_fails_the_check(fault):
+    setting = peft_forgetting.GRID[CHECKED]
+    low, high = load("peft_forgetting").interval_for_a_new_seed(CHECKED, "kept")
+    if fault == "rate × 10":
+        kept = peft_forgetting.run(setting | {"lr": 10 * setting["lr"]}, 9)["kept"]
+    else:
+        start, tokenizer = tuning.shipped("instruct")
+        model = type(start)(start.config, torch.Generator().manual_seed(0)).eval()
+        kept = peft_forgetting.forgotten(model, tokenizer, 9)["kept"]
+    assert not low <= kept <= high
 
 
 def test_the_figure_is_drawn_from_stored_results_alone(monkeypatch):

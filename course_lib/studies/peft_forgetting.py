@@ -25,8 +25,8 @@ GRID = {"start": {}} | {f"{method}, rate {rate:g}": {"method": method, "lr": rat
 SEEDS = range(8)
 MODELS = ("instruct",)
 USES = (*peft_methods.USES, tuning.abilities, tuning.perplexity)
-CHECKS = {}
-CHECKED_BY = "peft_methods"
+CHECKS = {"full, rate 0.0003": ("kept",)}
+LEAST_SPREAD = {"kept": 0.02}  # two of the 96 items
 STEPS, EVERY, ITEMS = 100, 10, 16
 
 

@@ -9,7 +9,7 @@ from course_lib.measuring import prediction_interval
 
 FALSE_ALARMS = 0.001
 """How often a whole test run may fail a live check although nothing is broken."""
-CHECKS_IN_A_RUN = 70
+CHECKS_IN_A_RUN = 80
 """At least as many live checks as one test run makes, over which ``FALSE_ALARMS`` is divided."""
 
 
