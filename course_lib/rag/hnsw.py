@@ -60,8 +60,8 @@ class HNSWIndex(Index):
         for q in queries:
             found = self._descend(q, 0)
             found = self._nearby(q, found, max(self.efSearch, k), 0, self.alive)
-            scores, rows = (np.array(column) for column in zip(*found))
-            yield top_k(scores.astype(np.float32), self.ids[rows], k)
+            scores = np.array([score for score, _ in found], np.float32)
+            yield top_k(scores, self.ids[[row for _, row in found]], k)
 
     def _descend(self, q: np.ndarray, level: int) -> Found:
         """From the entry down to above ``level``: on each level the nearest vector alone."""

@@ -175,7 +175,7 @@ class Index:
         self._check_trained()
         if not len(self):
             raise ValueError("The index is empty: add vectors before you search.")
-        k = min(k, len(self))
+        k = min(int(k), len(self))
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_HIT, np.int64)
         for row, (found, names) in enumerate(self._search(queries, k)):
@@ -199,7 +199,7 @@ class Index:
                 f"{', ...' if len(sources) > 5 else ''}."
             )
         gone = self.source_of == self.source_names.index(source)
-        ids = self.ids[gone]
+        ids = np.sort(self.ids[gone])
         self._drop(gone)
         return ids
 

@@ -60,7 +60,10 @@ def save_index(index: Index, path: str | Path, embedder: str, content: object = 
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         header = {"index": description, "sha256": checksum(description, arrays)}
+        part.touch()
+        mode = part.stat().st_mode
         save_file(arrays, part, metadata=header)
+        part.chmod(mode)  # safetensors hides its files from other users
 
 
 def load_index(path: str | Path, embedder: str) -> tuple[Index, object]:

@@ -21,7 +21,7 @@ MAX_BITS = 8
 
 def cut(x: np.ndarray, m: int) -> np.ndarray:
     """(n, d) -> (m, n, d/m)."""
-    return x.reshape(len(x), m, -1).transpose(1, 0, 2)
+    return x.reshape(len(x), m, x.shape[1] // m).transpose(1, 0, 2)
 
 
 def learn_codebooks(
