@@ -35,7 +35,8 @@ def faiss_library():
 
 
 class FaissIndex(Index):
-    """An index of FAISS, with inner products.
+    """An index of FAISS, with inner products. A vector that is removed leaves it, but for a graph,
+    where it stays as a way to others.
 
     Args:
         d, metric, generator: see ``Index``; the generator draws FAISS's seed.

@@ -33,8 +33,8 @@ Hits = Iterator[tuple[np.ndarray, np.ndarray]]
 
 def normalised(x: np.ndarray) -> np.ndarray:
     """Vectors (n, d) scaled to length 1; those of zeros stay."""
-    lengths = lengths_of(x)
-    return (x / np.where(lengths > 0, lengths, 1)[:, None]).astype(np.float32)
+    lengths = lengths_of(x).astype(np.float32)
+    return x / np.where(lengths > 0, lengths, np.float32(1))[:, None]
 
 
 def lengths_of(x: np.ndarray) -> np.ndarray:

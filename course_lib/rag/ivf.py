@@ -137,6 +137,7 @@ class IVFPQIndex(_Lists):
             coarse, probed = top_k(self.centroids @ q, lists, self.nprobe)
             tables = inner_product_tables(q, self.codebooks)  # (m, 2^nbits)
             parts = self._rows(probed)
-            scores = np.concatenate([base + look_up(tables, self.codes[rows])
-                                     for base, rows in zip(coarse, parts)])  # fmt: skip
+            codes = np.concatenate([self.codes[rows] for rows in parts])
+            sizes = self.starts[probed + 1] - self.starts[probed]
+            scores = np.repeat(coarse, sizes) + look_up(tables, codes)
             yield top_k(scores, np.concatenate([self.ids[rows] for rows in parts]), k)

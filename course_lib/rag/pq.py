@@ -52,7 +52,7 @@ def look_up(tables: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """(m, 2^nbits), (n, m) -> (n,): the inner products of the query with the decoded vectors."""
     scores = np.zeros(len(codes), np.float32)
     for table, column in zip(tables, codes.T):
-        scores += table[column]
+        scores += table.take(column)
     return scores
 
 
