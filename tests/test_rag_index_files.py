@@ -101,6 +101,19 @@ def test_others_may_read_the_file(small, tmp_path):
     assert modes[0] == modes[1]
 
 
+@every_kind
+def test_whole_numbers_of_numpy_are_parameters_too(make, tmp_path):
+    index = make()
+    numbers = {name: np.int64(value) if isinstance(value, int) else value
+               for name, value in index.parameters.items()}  # fmt: skip
+    index = type(index)(**numbers)
+    x = clustered(0, 60, D)
+    index.train(x)
+    index.add(x)
+    save_index(index, tmp_path / "x", EMBEDDER)
+    assert load_index(tmp_path / "x", EMBEDDER)[0].parameters == index.parameters == numbers
+
+
 # --- refused ------------------------------------------------------------------------------------
 
 

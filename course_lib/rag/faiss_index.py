@@ -73,6 +73,7 @@ class FaissIndex(Index):
         return super().parameters | {"of": self.of}
 
     def check_parameters(self) -> None:
+        super().check_parameters()
         for name in self.PARAMETERS:
             setattr(self._own, name, getattr(self, name))
         self._own.check_parameters()

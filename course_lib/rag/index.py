@@ -267,7 +267,9 @@ class Index:
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric!r}: choose from {', '.join(METRICS)}.")
         for name in ("d", *self.PARAMETERS):
-            _check_count(name, getattr(self, name))
+            value = getattr(self, name)
+            _check_count(name, value)
+            setattr(self, name, int(value))  # one of NumPy's is no JSON
 
     def _check_trained(self) -> None:
         if any(getattr(self, name) is None for name in self.LEARNT):
