@@ -14,7 +14,7 @@ import torch
 from rag_vectors import OWN, assert_same_ranking, clustered, recall
 
 from course_lib.rag.faiss_index import FaissIndex
-from course_lib.rag.index import FlatIndex
+from course_lib.rag.index import NO_HIT, FlatIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 8
@@ -68,6 +68,15 @@ def test_parameters_of_a_search_may_be_changed(of, name, values):
         setattr(index, name, value)
         found.append(recall(index.search(x[:100], 2)[1], exact.search(x[:100], 2)[1]))
     assert found[0] < found[1]
+
+
+def test_a_walk_keeps_as_many_candidates_as_hits_are_asked_for():
+    """As ours does: with efSearch = 1 FAISS alone would stop before it has fifty."""
+    index, x = filled("hnsw", efSearch=1)
+    found = (index.search(x, 50)[1] != NO_HIT).mean()
+    index.inner.hnsw.efSearch = 1
+    alone = (index.inner.search(x, 50)[1] >= 0).mean()
+    assert alone < 0.9 < found
 
 
 @each

@@ -245,6 +245,7 @@ def test_sources_come_and_go():
     assert index.add([[4.0], [5.0]], "b.md").tolist() == [3, 4]
     assert index.search([[1.0]], 9)[1].tolist() == [[4, 3, 2, 0]]
     assert index.remove("b.md").tolist() == [3, 4] and len(index) == 2
+    assert index.add([[6.0]]).tolist() == [5] and index.add([[7.0]]).tolist() == [6]
 
 
 def test_an_unknown_source_is_named_with_those_that_are_there():

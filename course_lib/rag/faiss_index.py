@@ -72,12 +72,6 @@ class FaissIndex(Index):
     def parameters(self) -> dict[str, int | str]:
         return super().parameters | {"of": self.of}
 
-    def check_parameters(self) -> None:
-        super().check_parameters()
-        for name in self.PARAMETERS:
-            setattr(self._own, name, getattr(self, name))
-        self._own.check_parameters()
-
     @property
     def inner(self):
         """FAISS's index itself: without the table of ids in which some are wrapped."""
