@@ -23,16 +23,18 @@ from course_lib.rag.documents import Document
 
 SENTENCES = regex.compile(
     r"""
-    (?<![.!?…])                                # at the first of several marks
-    (?!(?<=\b(?:Mr|Mrs|Ms|Dr|Prof|St|Fig|Eq|Sec|No|vs|cf|al|e\.g|i\.e|\p{Lu})|^[ \t]*\d+)\.)
-    [.!?…]++ ["'”’»)\]*_`]*+ \s++ (?!\p{Ll})   # "다. ", "요? "; a small letter goes on
-    | [。！？｡]++ [”’」』）]*+ \s*+             # these need no space behind them
-    | (?:\r\n?+|\n) [^\S\r\n]*+ (?:\r\n?+|\n) \s*+   # an empty line
+    (?<![.!?…])                               # at the first of several marks
+    (?! (?<=\b(?:Mr|Mrs|Ms|Dr|Prof|St|Figs?|Eqs?|Sec|Ch|vs|cf|al|pp?|e\.g|i\.e|\p{Lu})
+        | (?:\A|[\r\n])[ \t]*\d+) \. )
+    (?: [.!?…]++ (?<!\.\.|…) \s++             # "cat. ", "다. ", "요? "
+      | [.!?…]++ ["'”’»)\]*_`]*+ \s++ (?!\p{Ll}) )
+    | [。！？｡]++ [”’」』）]*+ \s*+            # these need no space behind them
+    | (?:\r\n?+|\n) [^\S\r\n]*+ (?:\r\n?+|\n) \s*+  # an empty line
     """,
-    regex.VERBOSE | regex.MULTILINE,
+    regex.VERBOSE,
 )
 """What ends a sentence, with the white space behind it. A point after an abbreviation, an initial
-or the number of a list's item ends none."""
+or the number of a list's item ends none; after dots and quotes, a small letter goes on."""
 LINES = regex.compile(r"\r\n?|\n")
 WORDS = regex.compile(r"\s++")
 Cuts = Callable[[int, int], Iterable[int]]
@@ -195,7 +197,8 @@ class _Ruler:
                 return
             # as far back as the overlap goes, if the next cluster still fits
             shared = max(self.begun[j] - overlap, self.begun[j + 1] - size)
-            i = min(int(np.searchsorted(self.ended, shared, side="left")), j)
+            left = self.ended[np.searchsorted(self.ended, shared, side="left")]
+            i = min(int(np.searchsorted(self.begun, left, side="right")) - 1, j)
 
     def is_blank(self, i: int, j: int) -> bool:
         return self.text[self.cuts[i] : self.cuts[j]].isspace()
@@ -226,7 +229,10 @@ class _Ruler:
             for part in self.parts(i, j, levels[0](self.cuts[i], self.cuts[j])):
                 yield from self.pieces(*part, size, levels[1:])
         else:
-            yield from self.windows(i, j, size)
+            for window in self.windows(i, j, size):
+                i, j = self.trimmed(*window)
+                if i < j:
+                    yield i, j
 
     def packed(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[tuple[int, int]]:
         """Pieces that follow each other, put together as long as they fit."""
