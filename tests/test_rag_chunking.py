@@ -19,9 +19,12 @@ WAYS = [chunk_fixed, chunk_sentences, chunk_headings]
 class WordTokens:
     """A tokenizer to which each word is a token, with the interface of transformers' fast ones."""
 
+    def __init__(self, word: str = r"\S+"):
+        self.word = word
+
     def __call__(self, text, *, add_special_tokens, return_offsets_mapping, verbose):
         assert return_offsets_mapping and not add_special_tokens
-        return {"offset_mapping": [match.span() for match in re.finditer(r"\S+", text)]}
+        return {"offset_mapping": [match.span() for match in re.finditer(self.word, text)]}
 
 
 class ByteTokens:
@@ -146,6 +149,13 @@ def test_sentences_are_measured_in_tokens():
     assert texts(chunks) == ["A b. C d.", "E f."]
 
 
+def test_a_token_that_begins_before_a_sentence_counts_for_it():
+    """Each sentence but the first token together with the space before it."""
+    tokenizer = WordTokens(r"\s?\S+")
+    assert texts(chunk_sentences(Document("Ab. Cd. Ef."), 1, tokenizer)) == ["Ab.", "Cd.", "Ef."]
+    assert texts(chunk_sentences(Document("Ab. Cd. Ef."), 2, tokenizer)) == ["Ab. Cd.", "Ef."]
+
+
 def test_the_tokenizer_of_the_course_fits():
     """Its byte-level tokens carry their leading space. Chunks that are read by themselves come to
     the size or less, here."""
@@ -213,9 +223,15 @@ def test_a_sentence_that_is_too_long_is_cut_at_lines_then_words_then_anywhere():
     assert texts(chunk_sentences(document, 6)) == ["ab cd", "ef gh,", "ijklmn", "op q.", "Rs."]
 
 
+def test_an_accent_on_a_space_stays_on_it():
+    """The sentence ends behind the space, where no cut may be: so the next place is taken."""
+    assert texts(chunk_sentences(Document("Ab. \u0301Cd."), 5)) == ["Ab. \u0301", "Cd."]
+
+
 def test_a_heading_ends_a_sentence():
+    """Lines alone would fill the 31 with "## Food" and leave "Fish" by itself."""
     document = from_markdown("# Cats and\nno stop here\n## Food\nFish")
-    assert texts(chunk_sentences(document, 25)) == ["# Cats and\nno stop here", "## Food\nFish"]
+    assert texts(chunk_sentences(document, 31)) == ["# Cats and\nno stop here", "## Food\nFish"]
 
 
 # --- headings -----------------------------------------------------------------------------------

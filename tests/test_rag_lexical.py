@@ -129,6 +129,13 @@ def test_the_best_come_first_and_of_equal_ones_the_first(index):
 
 
 @BOTH
+def test_many_equal_ones_keep_their_order(index):
+    """Sorting is stable for a few in any case; here are 60, every third with the word."""
+    ids = index().fit(["a", "b", ""] * 20).search(["a"], 60)[1]
+    assert ids[0].tolist() == [*range(0, 60, 3), *(i for i in range(60) if i % 3)]
+
+
+@BOTH
 def test_texts_without_a_word_score_nothing(index):
     assert scores_of(index(), ["", " ?!"], "a") == [0, 0]
     assert scores_of(index(), ["", "a"], "a")[0] == 0

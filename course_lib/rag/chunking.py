@@ -212,11 +212,10 @@ class _Ruler:
         return i, j
 
     def parts(self, i: int, j: int, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
-        """The span cut at those of the positions that lie inside and are between clusters."""
+        """The span cut at those positions that lie inside, or else behind their clusters."""
         start, end = self.cuts[i], self.cuts[j]
         inside = np.array([p for p in positions if start < p < end], dtype=np.int64)
-        at = np.searchsorted(self.cuts, inside)
-        yield from pairwise([i, *at[self.cuts[at] == inside].tolist(), j])
+        yield from pairwise([i, *np.searchsorted(self.cuts, inside).tolist(), j])
 
     def pieces(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[tuple[int, int]]:
         """Trimmed spans that fit, cut at the first level that it takes."""
