@@ -39,6 +39,8 @@ LINES = regex.compile(r"\r\n?|\n")
 WORDS = regex.compile(r"\s++")
 Cuts = Callable[[int, int], Iterable[int]]
 """(start, end) -> where the text between may be cut."""
+Span = tuple[int, int]
+"""From cut i to cut j of a ``_Ruler``."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,7 @@ def _levels(document: Document) -> list[Cuts]:
     return [sentences, partial(ends, LINES), partial(ends, WORDS)]
 
 
-def _chunks(
-    document: Document, ruler: "_Ruler", spans: Iterable[tuple[int, int]]
-) -> list[Chunk]:  # fmt: skip
+def _chunks(document: Document, ruler: "_Ruler", spans: Iterable[Span]) -> list[Chunk]:
     starts = [section.start for section in document.sections]
     chunks = []
     for i, j in spans:
@@ -187,7 +187,7 @@ class _Ruler:
     def length(self, i: int, j: int) -> int:
         return self.begun[j] - self.ended[i]
 
-    def windows(self, i: int, last: int, size: int, overlap: int = 0) -> Iterator[tuple[int, int]]:
+    def windows(self, i: int, last: int, size: int, overlap: int = 0) -> Iterator[Span]:
         """The longest spans that fit, each with something new in it."""
         while i < last:
             fits = int(np.searchsorted(self.begun, self.ended[i] + size, side="right")) - 1
@@ -197,13 +197,15 @@ class _Ruler:
                 return
             # as far back as the overlap goes, if the next cluster still fits
             shared = max(self.begun[j] - overlap, self.begun[j + 1] - size)
-            left = self.ended[np.searchsorted(self.ended, shared, side="left")]
-            i = min(int(np.searchsorted(self.begun, left, side="right")) - 1, j)
+            i = int(np.searchsorted(self.ended, shared, side="left"))
+            # where the next token begins: white space between tokens is not shared
+            i = max(i, int(np.searchsorted(self.begun, self.ended[i], side="right")) - 1)
+            i = min(i, j)
 
     def is_blank(self, i: int, j: int) -> bool:
         return self.text[self.cuts[i] : self.cuts[j]].isspace()
 
-    def trimmed(self, i: int, j: int) -> tuple[int, int]:
+    def trimmed(self, i: int, j: int) -> Span:
         """The span without white space at its ends; i == j if nothing is left."""
         while i < j and self.is_blank(i, i + 1):
             i += 1
@@ -211,13 +213,13 @@ class _Ruler:
             j -= 1
         return i, j
 
-    def parts(self, i: int, j: int, positions: Iterable[int]) -> Iterator[tuple[int, int]]:
+    def parts(self, i: int, j: int, positions: Iterable[int]) -> Iterator[Span]:
         """The span cut at those positions that lie inside, or else behind their clusters."""
         start, end = self.cuts[i], self.cuts[j]
         inside = np.array([p for p in positions if start < p < end], dtype=np.int64)
         yield from pairwise([i, *np.searchsorted(self.cuts, inside).tolist(), j])
 
-    def pieces(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[tuple[int, int]]:
+    def pieces(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[Span]:
         """Trimmed spans that fit, cut at the first level that it takes."""
         i, j = self.trimmed(i, j)
         if i == j:
@@ -233,7 +235,7 @@ class _Ruler:
                 if i < j:
                     yield i, j
 
-    def packed(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[tuple[int, int]]:
+    def packed(self, i: int, j: int, size: int, levels: list[Cuts]) -> Iterator[Span]:
         """Pieces that follow each other, put together as long as they fit."""
         span = None
         for piece in self.pieces(i, j, size, levels):
