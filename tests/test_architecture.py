@@ -73,7 +73,6 @@ MAY_IMPORT = {
     "pretraining": SAMPLING | {"denoising"},
     "denoising": set(),
     "prompting": SAMPLING,
-    "rag": SAMPLING,
     # The filter is measured on the crawl of the micro-world, and keeps its test items out.
     "curation": SAMPLING | {"world"},
     # the three steps of RLHF, put together on the micro-world's question with many answers
