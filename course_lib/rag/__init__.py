@@ -1,0 +1,4 @@
+"""Retrieval-augmented generation: documents to chunks to vectors, found again and read.
+
+Needs the extra ``rag``.
+"""
