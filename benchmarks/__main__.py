@@ -4,7 +4,7 @@ import argparse
 
 import torch
 
-from benchmarks import dpo, encoder, generation, grpo, index, lora, ppo, sft_step, training_step
+from benchmarks import dpo, encoder, generation, grpo, lora, ppo, sft_step, training_step
 from benchmarks.measure import matmul_peak
 from course_lib import device
 from course_lib.models import Llama, LlamaConfig
@@ -12,7 +12,7 @@ from course_lib.models import Llama, LlamaConfig
 ALL = {
     "generation": generation.main, "training_step": training_step.main, "encoder": encoder.main,
     "sft_step": sft_step.main, "ppo": ppo.main, "dpo": dpo.main, "grpo": grpo.main,
-    "lora": lora.main, "index": index.main,
+    "lora": lora.main,
 }  # fmt: skip
 BASE_SHAPE = LlamaConfig(
     vocab_size=2048, n_layer=6, n_head=4, n_kv_head=4, n_embd=128, n_inner=384, block_size=256

@@ -56,8 +56,6 @@ MAY_IMPORT = {
     "grpo": SAMPLING,
     "grpo_rollouts": SAMPLING | {"grpo"},
     "bradley_terry": set(),
-    # retrieval: documents to chunks to vectors, found and read
-    "rag": SAMPLING,
     # PEFT: the methods in files of their own, put together in peft
     "wrapped_linear": {"optim"},
     "lora_layer": {"wrapped_linear"},

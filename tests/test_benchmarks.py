@@ -8,18 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import (
-    dpo,
-    encoder,
-    generation,
-    grpo,
-    index,
-    lora,
-    measure,
-    ppo,
-    sft_step,
-    training_step,
-)
+from benchmarks import dpo, encoder, generation, grpo, lora, measure, ppo, sft_step, training_step
 from course_lib.models import Llama, LlamaConfig
 
 ROOT = Path(__file__).parents[1]
@@ -416,47 +405,13 @@ def test_other_adapters_are_not_timed(monkeypatch):
         lora.check(mine, lora.pass_of(theirs, ids))
 
 
-def small_indexes(monkeypatch) -> None:
-    """300 vectors, of 16 numbers, of which 10 queries ask."""
-    for name, value in {"SIZES": (300,), "D": 16, "QUERIES": 10}.items():
-        monkeypatch.setattr(index, name, value)
-
-
-def test_the_table_of_indexes(monkeypatch):
-    """Ten queries in .5 s: 50 ms each; ratio 2. The flat index keeps 300 · 16 floats, ids of 8
-    bytes and sources of 4: 22,800 bytes."""
-    small_indexes(monkeypatch)
-    fixed_times(monkeypatch, index)
-    lines = [line.split() for line in index.main(None, peak=1e6, rounds=3).splitlines()]
-    assert [line[:2] for line in lines[2:]] == [
-        [kind, "300"] for kind in ("flat", "ivf", "hnsw", "pq", "ivfpq")
-    ]
-    assert all(line[4:7] == ["50.000", "2.00", "2.00-2.00"] for line in lines[2:])
-    assert lines[2][2:4] == ["1.00", "1.00"] and lines[2][7] == "0.0"
-    x, _ = index.vectors(300, torch.Generator().manual_seed(0))
-    assert index.built(flat := index.FlatIndex(16), x) > 0 and flat.nbytes == 22_800
-
-
-def test_an_index_that_finds_less_is_not_timed(monkeypatch):
-    """Ours reads one list, and the library's eight."""
-    small_indexes(monkeypatch)
-    monkeypatch.setattr(index, "compare", None)
-    right = index.OWN["ivf"]
-    worse = lambda d, nlist, nprobe: right(d, nlist, 1)  # noqa: E731
-    monkeypatch.setattr(index, "OWN", {"ivf": worse})
-    parameters = index.parameters(300)["ivf"]
-    monkeypatch.setattr(index, "parameters", lambda n: {"ivf": parameters})
-    with pytest.raises(AssertionError, match="ivf: the recalls are"):
-        index.main(None, peak=1e6, rounds=3)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
             ["nosuch"],
             "unknown benchmark nosuch: choose from generation, training_step, encoder, sft_step, "
-            "ppo, dpo, grpo, lora, index",
+            "ppo, dpo, grpo, lora",
         ),
         (["--rounds", "2"], "--rounds must be at least 3"),
     ],

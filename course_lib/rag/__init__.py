@@ -1,4 +1,0 @@
-"""Retrieval-augmented generation: documents to chunks to vectors, found again and read.
-
-Needs the extra ``rag``.
-"""
