@@ -5,7 +5,7 @@ import pytest
 from course_lib import plotting
 from course_lib.studies import codes, load, peft_methods, peft_table
 
-CHECKED = "LoRA r=1, rate 0.01"
+CHECKED = "full, rate 0.001"
 
 
 def outside(value):

@@ -23,7 +23,7 @@ GRID = {f"{method}, rate {rate:g}": {"method": method, "lr": rate}
 SEEDS = range(8)
 MODELS = ("instruct",)
 USES = (*peft_methods.USES, two_ways.draw_table)
-CHECKS = {"LoRA r=1, rate 0.01": ("correct",)}
+CHECKS = {"full, rate 0.001": ("correct",)}
 LEAST_SPREAD = {"correct": 0.02}
 ENTRIES, STEPS = 128, 120
 
