@@ -7,8 +7,8 @@ from collections.abc import Callable
 def growth(call: Callable[[str], object], piece: str, size: int = 10_000) -> float:
     """Processor time of ``call`` on four times the text over that on the text itself.
 
-    Linear time gives 4, quadratic 16; held to be below 9. The best of each, by turns, so that a busy
-    machine does not matter: of seven, and of up to 35 while the quotient is above 8.
+    Linear time gives 4, quadratic 16; held to be below 9. The best of each, by turns, so that a
+    busy machine does not matter: of seven, and of up to 35 while the quotient is above 8.
 
     Args:
         piece: is repeated until the text has ``size`` characters.
